@@ -1,0 +1,74 @@
+"""Centre loss (Wen, Zhang, Li, Qiao, ECCV 2016)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pycls.heads.cross_entropy import CrossEntropy
+from pycls.heads.head import Head
+from pycls.heads.linear import Linear
+from pycls.heads.parts import Auxiliary
+from pycls.registry import AUXILIARIES, HEADS
+
+
+@AUXILIARIES.register("center")
+class CenterLoss(Auxiliary):
+    """``weight / 2`` times the mean over the batch of ``|x_i - c_{y_i}|^2``; the centres follow their classes.
+
+    The paper's equation 2 sums over the batch; the mean keeps the balance with the cross entropy, which is a mean too,
+    at any batch size. After each training step the centres move by the paper's equation 4:
+    ``c_j <- c_j - rate sum_{y_i = j} (c_j - x_i) / (1 + n_j)``, over the batch of all processes.
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        weight: lambda of the paper.
+        center_rate: alpha of the paper, in [0, 1].
+
+    Raises:
+        ValueError: if weight is negative or center_rate outside [0, 1].
+    """
+
+    term = "center"
+    name = "center"
+    centers: Tensor
+
+    def __init__(self, in_features: int, num_classes: int, weight: float = 0.003, center_rate: float = 0.5) -> None:
+        super().__init__()
+        if weight < 0 or not 0 <= center_rate <= 1:
+            raise ValueError(f"weight is >= 0 and center_rate in [0, 1], not {weight} and {center_rate}")
+        self.weight, self.center_rate = weight, center_rate
+        self.register_buffer("centers", torch.zeros(num_classes, in_features))
+
+    def forward(self, features: Tensor, labels: Tensor, measure: Tensor | None, weights: Tensor) -> Tensor:
+        """Equation 2, as a mean."""
+        distances = (features - self.centers[labels]).square().sum(dim=1)
+        return self.weight / 2 * (distances * weights).sum()
+
+    def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Equation 4; a mixture counts by its shares."""
+        width = features.shape[1]
+        # sums and counts side by side: one collective for both
+        sums = features.new_zeros(len(self.centers), width + 1)
+        sums.index_add_(0, labels, torch.cat((features * weights[:, None], weights[:, None]), dim=1))
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        counts = sums[:, width:]
+        self.centers.sub_(self.center_rate * (counts * self.centers - sums[:, :width]) / (1 + counts))
+
+    def extra_repr(self) -> str:
+        """weight, center_rate."""
+        return f"weight={self.weight}, center_rate={self.center_rate}"
+
+
+@HEADS.register("center")
+def center(in_features: int, num_classes: int, weight: float = 0.003, center_rate: float = 0.5) -> Head:
+    """Softmax with centre loss: ``L_S + lambda / 2 |x_i - c_y|^2`` (Wen et al., ECCV 2016, equation 5).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        weight: lambda.
+        center_rate: alpha, the centres' own learning rate.
+    """
+    return Head(Linear(in_features, num_classes), None, CrossEntropy(), [CenterLoss(in_features, num_classes, weight, center_rate)])

@@ -1,0 +1,64 @@
+"""The linear similarity ``z = w . x + b``, and the plain softmax head on it."""
+
+import torch
+from torch import Tensor, nn
+
+from pycls.heads.cross_entropy import CrossEntropy
+from pycls.heads.gram import Form
+from pycls.heads.head import Head
+from pycls.heads.parts import Domain, Queries, Similarity
+from pycls.registry import HEADS, SIMILARITIES
+
+
+@SIMILARITIES.register("linear")
+class Linear(Similarity):
+    """Inner product with each prototype: ``z_j = w_j . x + b_j``.
+
+    Without a bias it is ``|w_j| |x| cos``, on whose cosine a margin may act (L-Softmax).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        bias: whether each class has a learned bias, starting at 0.
+    """
+
+    name = "linear"
+    domain: Domain | None  # type: ignore[misc]
+
+    def __init__(self, in_features: int, num_classes: int, bias: bool = True) -> None:
+        super().__init__()
+        # pycls's initialisation of its classifier
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, 0.01))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(num_classes))
+        self.form = Form()
+        self.domain = None if bias else "cosine"
+        self.needs_norms = not bias
+
+    def queries(self, features: Tensor) -> Queries:
+        """The features as they are, and their norms if a margin may ask for them."""
+        return Queries(features, norm=features.square().sum(dim=1).clamp(min=1e-24).sqrt() if self.needs_norms else None)
+
+    def to_margin_domain(self, u: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+        """cos = w.x / (|w| |x|)."""
+        return u / self._norms(queries, squared_norm)
+
+    def from_margin_domain(self, value: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+        """|w| |x| cos."""
+        return value * self._norms(queries, squared_norm)
+
+    def _norms(self, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+        assert queries.norm is not None and squared_norm is not None
+        return queries.norm * squared_norm.clamp(min=1e-24).sqrt()
+
+
+@HEADS.register("softmax")
+def softmax(in_features: int, num_classes: int, bias: bool = True) -> Head:
+    """The linear classifier with cross entropy: the head that every other one is compared with.
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        bias: whether each class has a learned bias.
+    """
+    return Head(Linear(in_features, num_classes, bias), None, CrossEntropy())

@@ -1,0 +1,122 @@
+"""The options that belong to no component: every one with its default, its meaning and what it may be.
+
+The names are pycls's where pycls has the option. A component's own options are not here: they are read off its
+constructor (``pycls/schema.py``). The default's type is the option's type; a float option takes an int as well.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """One leaf of the tree of options.
+
+    Attributes:
+        default: the value when nobody gives one; its type is the option's type.
+        help: what it means, with units and ranges.
+        choices: the values it may take; empty for any.
+        low: the smallest value of a number, inclusive; None for no bound.
+        high: the largest value of a number, inclusive; None for no bound.
+        types: the types it may have, where the default's own type is not the whole story.
+    """
+
+    default: Any
+    help: str
+    choices: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    types: tuple[type, ...] = ()
+
+
+CORE: dict[str, Option] = {
+    "IMPORTS": Option([], "Python modules to import first, which register components of your own"),
+    # --- the model
+    "MODEL.TYPE": Option("", "the backbone (--help-options MODEL lists them)"),
+    "MODEL.DEPTH": Option(0, "its depth, for a family that comes in depths; 0 for the family's default", low=0),
+    "MODEL.NUM_CLASSES": Option(0, "number of classes; 0 for as many as the training set has", low=0),
+    "MODEL.COMPILE": Option(False, "compile the training step's forward and backward with torch.compile"),
+    "MODEL.CHANNELS_LAST": Option(True, "keep images and convolution weights in channels-last memory order"),
+    "HEAD.NAME": Option("softmax", "the head, by name; empty when it is spelled out by its parts"),
+    "HEAD.LR_MULT": Option(1.0, "learning rate of the head's parameters, as a multiple of the backbone's", low=0),
+    "HEAD.WEIGHT_DECAY": Option(-1.0, "weight decay of the head's parameters; -1 for OPTIM.WEIGHT_DECAY", low=-1),
+    "HEAD.SIMILARITY.NAME": Option("", "how features and prototypes are compared, when spelling a head out"),
+    "HEAD.MARGIN.NAME": Option("", "what is asked of the target class in training; empty for no margin"),
+    "HEAD.CRITERION.NAME": Option("", "logits and labels -> loss; empty for the head's own (cross_entropy)"),
+    "HEAD.AUXILIARIES": Option([], "further losses, each a mapping with its NAME and options, e.g. [{NAME: center}]"),
+    "BN.EPS": Option(1e-5, "batch norm: added to the variance", low=0),
+    "BN.MOM": Option(0.1, "batch norm: share of the newest batch in the running statistics (PyTorch's)", low=0, high=1),
+    "BN.USE_PRECISE_STATS": Option(False, "recompute the running statistics over training images before evaluating"),
+    "BN.NUM_SAMPLES_PRECISE": Option(8192, "training images to do so with", low=1),
+    "BN.ZERO_INIT_FINAL_GAMMA": Option(False, "start the last batch norm of each residual block at 0"),
+    "BN.USE_CUSTOM_WEIGHT_DECAY": Option(False, "give batch norm's parameters BN.CUSTOM_WEIGHT_DECAY"),
+    "BN.CUSTOM_WEIGHT_DECAY": Option(0.0, "weight decay of batch norm's parameters", low=0),
+    # --- the data
+    "DATA.ROOT": Option("", "folder of the data sets; empty for $PYCLS_DATA, else ./data"),
+    "DATA.DOWNLOAD": Option(True, "fetch a missing data set that may be fetched (checksums verified)"),
+    "TRAIN.DATASET": Option("digits", "the data set (--help-options DATA lists them)"),
+    "TRAIN.SPLIT": Option("train", "its part to train on; trainval for train and val together"),
+    "TRAIN.EVAL_SPLIT": Option("val", "its part evaluated during training; the best epoch is chosen on val only",
+                               choices=("val", "test", "none")),
+    "TRAIN.BATCH_SIZE": Option(128, "images in an optimiser step, over all processes", low=1),
+    "TRAIN.ACCUM_STEPS": Option(1, "parts the batch is cut into, to save memory (gradient accumulation)", low=1),
+    "TRAIN.IM_SIZE": Option(0, "side of a training image in pixels; 0 for the data set's own", low=0),
+    "TRAIN.EVAL_PERIOD": Option(1, "epochs between evaluations; the last epoch is always evaluated", low=1),
+    "TRAIN.CHECKPOINT_PERIOD": Option(1, "epochs between checkpoints", low=1),
+    "TRAIN.CHECKPOINT_STEPS": Option(0, "also a checkpoint every so many steps within an epoch; 0 for none", low=0),
+    "TRAIN.CHECKPOINT_KEEP": Option(2, "newest checkpoints to keep, besides the best", low=1),
+    "TRAIN.AUTO_RESUME": Option(True, "continue from the newest checkpoint in OUT_DIR"),
+    "TRAIN.WEIGHTS": Option("", "file of weights to start from"),
+    "TRAIN.LABEL_SMOOTHING": Option(0.0, "share of the target spread over all classes", low=0, high=1),
+    "TRAIN.MIXED_PRECISION": Option(False, "False, bf16 or fp16; True means fp16", types=(bool, str),
+                                    choices=(False, True, "bf16", "fp16")),
+    "TRAIN.MIXUP_ALPHA": Option(0.0, "mixup: Beta(a, a) of the mixing ratio; 0 for none", low=0),
+    "TRAIN.CUTMIX_ALPHA": Option(0.0, "cutmix: Beta(a, a) of the area kept; 0 for none", low=0),
+    "TRAIN.CROP_PADDING": Option(-1, "random crop after padding by so many pixels; -1 for the data set's own", low=-1),
+    "TRAIN.HFLIP": Option("auto", "random left-right flip; auto for the data set's own", choices=("auto", "on", "off")),
+    "TEST.DATASET": Option("", "the data set to test on; empty for TRAIN.DATASET"),
+    "TEST.SPLIT": Option("auto", "its part to test on; auto for test where there is one, else val",
+                         choices=("auto", "train", "val", "trainval", "test")),
+    "TEST.BATCH_SIZE": Option(1000, "images in an evaluation batch, over all processes", low=1),
+    "TEST.IM_SIZE": Option(0, "side an image is resized to before its centre is cut out; 0 for the data set's own", low=0),
+    "TEST.WEIGHTS": Option("", "checkpoint or weights to test; empty for the best in OUT_DIR"),
+    "TEST.TOP_K": Option(5, "k of the top-k error (at most the number of classes)", low=1),
+    "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files", low=0),
+    "DATA_LOADER.PIN_MEMORY": Option(True, "page-locked memory for faster copies to a GPU"),
+    # --- the optimisation
+    "OPTIM.OPTIMIZER": Option("sgd", "the optimiser", choices=("sgd", "adam", "adamw")),
+    "OPTIM.BASE_LR": Option(0.1, "learning rate at the top of the schedule", low=0),
+    "OPTIM.LR_POLICY": Option("cos", "the schedule", choices=("cos", "exp", "lin", "steps")),
+    "OPTIM.EXP_RATE": Option(0.1, "exp: the learning rate ends at this multiple of BASE_LR", low=0),
+    "OPTIM.STEPS": Option([], "steps: epochs at which the learning rate is multiplied by LR_MULT"),
+    "OPTIM.LR_MULT": Option(0.1, "steps: the factor", low=0),
+    "OPTIM.MIN_LR": Option(0.0, "cos, lin: the end, as a multiple of BASE_LR", low=0, high=1),
+    "OPTIM.MAX_EPOCH": Option(200, "epochs", low=0),
+    "OPTIM.WARMUP_EPOCHS": Option(0.0, "epochs of linear warm-up", low=0),
+    "OPTIM.WARMUP_FACTOR": Option(0.1, "share of the learning rate that the warm-up starts at", low=0, high=1),
+    "OPTIM.MOMENTUM": Option(0.9, "sgd: momentum", low=0, high=1),
+    "OPTIM.DAMPENING": Option(0.0, "sgd: dampening", low=0),
+    "OPTIM.NESTEROV": Option(True, "sgd: Nesterov's form"),
+    "OPTIM.BETA1": Option(0.9, "adam, adamw: decay of the mean of gradients", low=0, high=1),
+    "OPTIM.BETA2": Option(0.999, "adam, adamw: decay of the mean of their squares", low=0, high=1),
+    "OPTIM.WEIGHT_DECAY": Option(5e-4, "weight decay (L2; decoupled in adamw)", low=0),
+    "OPTIM.CLIP_NORM": Option(0.0, "largest norm of the gradient; 0 for no clipping", low=0),
+    "OPTIM.EMA_ALPHA": Option(1e-5, "moving average of the weights: share of the newest, scaled as in pycls by "
+                              "BATCH_SIZE / MAX_EPOCH * EMA_UPDATE_PERIOD", low=0),
+    "OPTIM.EMA_UPDATE_PERIOD": Option(0, "steps between its updates; 0 for no moving average", low=0),
+    # --- the machine
+    "DEVICE": Option("auto", "auto takes cuda, mps or cpu, the first there is", choices=("auto", "cpu", "cuda", "mps")),
+    "NUM_GPUS": Option(1, "processes, one a GPU, when training on GPUs", low=1),
+    "NUM_PROCS": Option(1, "processes when training on the CPU", low=1),
+    "NUM_THREADS": Option(0, "CPU threads of each process; 0 for the cores shared evenly", low=0),
+    "DETERMINISTIC": Option(False, "on a GPU, only deterministic algorithms (slower); a CPU run always is"),
+    "CUDNN.BENCHMARK": Option(True, "let cuDNN try its algorithms and take the fastest"),
+    "RNG_SEED": Option(1, "the seed that order, augmentation, initial weights and dropout are functions of", low=0),
+    # --- what is written
+    "OUT_DIR": Option("", "folder of the run; empty for runs/<name of the YAML>"),
+    "LOG_PERIOD": Option(10, "steps between two log lines; the host waits for the device only then", low=1),
+    "LOG_SAMPLES": Option(False, "write the ids of every global batch to samples_rank<r>.txt (for debugging)"),
+    "TENSORBOARD": Option(True, "write TensorBoard event files"),
+    "PREC_TIME.WARMUP_ITER": Option(3, "--mode time: steps before the clock starts", low=0),
+    "PREC_TIME.NUM_ITER": Option(30, "--mode time: steps timed", low=1),
+}

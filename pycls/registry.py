@@ -1,0 +1,90 @@
+"""Name -> component. A registry knows the names in its folder without importing any of them.
+
+``@HEADS.register("arcface")`` above a class or a function puts it under that name. The names of the built-in components
+are read off the source text of the folder, so that listing them, and finding the nearest one to a misspelt name, costs
+milliseconds and not an import of torch; a component's module is imported when it is first asked for. Modules of other
+people register themselves in the same way when they are imported (``IMPORTS:`` in the YAML).
+"""
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pycls.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry:
+    """The components of one kind.
+
+    Args:
+        kind: what an entry is called in messages, such as ``"head"``.
+        variable: the name this registry is bound to in this module, by which sources register (``HEADS``).
+        package: the package whose files hold the built-in entries.
+    """
+
+    def __init__(self, kind: str, variable: str, package: str) -> None:
+        self.kind = kind
+        self.variable = variable
+        self.package = package
+        self._entries: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files a component under ``name``. Raises ``ValueError`` if another one has the name."""
+
+        def file(component: T) -> T:
+            known = self._entries.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (
+                component.__module__,
+                component.__qualname__,  # type: ignore[attr-defined]
+            ):
+                raise ValueError(f"two {self.kind}s are named {name!r}: {known.__module__} and {component.__module__}")
+            self._entries[name] = component
+            return component
+
+        return file
+
+    @cached_property
+    def _built_in(self) -> dict[str, str]:
+        """Name -> module of the entries in this registry's folder, by their text."""
+        pattern = re.compile(rf'^@{self.variable}\.register\(\s*"([^"]+)"', re.MULTILINE)
+        folder = Path(__file__).parent / self.package.rpartition(".")[2]
+        return {
+            name: f"{self.package}.{path.stem}"
+            for path in sorted(folder.glob("*.py"))
+            for name in pattern.findall(path.read_text(encoding="utf-8"))
+        }
+
+    def names(self) -> list[str]:
+        """Every name, sorted, those of imported outside modules included. Imports nothing."""
+        return sorted({*self._built_in, *self._entries})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._built_in
+
+    def get(self, name: str) -> Any:
+        """The component of this name, imported if need be. Raises :class:`InputError` naming the nearest ones."""
+        if name not in self._entries and name in self._built_in:
+            importlib.import_module(self._built_in[name])
+        if name not in self._entries:
+            raise InputError(f"there is no {self.kind} named {name!r}{self.nearest(name)}")
+        return self._entries[name]
+
+    def nearest(self, name: str) -> str:
+        """The end of an error message: the names most like ``name``, or all of them."""
+        close = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
+        return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; there are: {', '.join(self.names())}"
+
+
+MODELS = Registry("model", "MODELS", "pycls.models")
+DATASETS = Registry("data set", "DATASETS", "pycls.data")
+HEADS = Registry("head", "HEADS", "pycls.heads")
+SIMILARITIES = Registry("similarity", "SIMILARITIES", "pycls.heads")
+MARGINS = Registry("margin", "MARGINS", "pycls.heads")
+CRITERIA = Registry("criterion", "CRITERIA", "pycls.heads")
+AUXILIARIES = Registry("auxiliary loss", "AUXILIARIES", "pycls.heads")
