@@ -1,0 +1,30 @@
+"""A classifier is a backbone and a head, and nothing else."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """Images -> features (backbone) -> logits and loss (head), as one module whose state is the whole model's.
+
+    Args:
+        backbone: images float [N, C, H, W] -> features [N, D].
+        head: features [N, D] and, in training, labels -> ``HeadOutput(logits [N, K], loss, terms)``.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images float [N, C, H, W] -> features [N, D]."""
+        return self.backbone(images)
+
+    def forward(self, images: Tensor, labels: Any = None) -> Any:
+        """The head's output for images float [N, C, H, W].
+
+        ``labels`` are int64 [N], or a mixture (labels_a [N], labels_b [N], lam), or None for logits without a loss.
+        """
+        return self.head(self.backbone(images), labels)
