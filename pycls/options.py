@@ -26,11 +26,12 @@ class Option:
     choices: tuple[Any, ...] = ()
     low: float | None = None
     high: float | None = None
-    types: tuple[type, ...] = ()
+    types: tuple[Any, ...] = ()
 
 
 CORE: dict[str, Option] = {
-    "IMPORTS": Option([], "Python modules to import first, which register components of your own"),
+    "IMPORTS": Option([], "Python modules to import first, which register components of your own",
+                      types=(list[str],)),
     # --- the model
     "MODEL.TYPE": Option("", "the backbone (--help-options MODEL lists them)"),
     "MODEL.DEPTH": Option(0, "its depth, for a family that comes in depths; 0 for the family's default", low=0),
@@ -78,7 +79,8 @@ CORE: dict[str, Option] = {
     "TEST.SPLIT": Option("auto", "its part to test on; auto for test where there is one, else val",
                          choices=("auto", "train", "val", "trainval", "test")),
     "TEST.BATCH_SIZE": Option(1000, "images in an evaluation batch, over all processes", low=1),
-    "TEST.IM_SIZE": Option(0, "side an image is resized to before its centre is cut out; 0 for the data set's own", low=0),
+    "TEST.IM_SIZE": Option(0, "side an image is resized to before its centre is cut out; 0 for the data set's own",
+                           low=0),
     "TEST.WEIGHTS": Option("", "checkpoint or weights to test; empty for the best in OUT_DIR"),
     "TEST.TOP_K": Option(5, "k of the top-k error (at most the number of classes)", low=1),
     "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files", low=0),
@@ -88,7 +90,8 @@ CORE: dict[str, Option] = {
     "OPTIM.BASE_LR": Option(0.1, "learning rate at the top of the schedule", low=0),
     "OPTIM.LR_POLICY": Option("cos", "the schedule", choices=("cos", "exp", "lin", "steps")),
     "OPTIM.EXP_RATE": Option(0.1, "exp: the learning rate ends at this multiple of BASE_LR", low=0),
-    "OPTIM.STEPS": Option([], "steps: epochs at which the learning rate is multiplied by LR_MULT"),
+    "OPTIM.STEPS": Option([], "steps: epochs at which the learning rate is multiplied by LR_MULT",
+                          types=(list[int],)),
     "OPTIM.LR_MULT": Option(0.1, "steps: the factor", low=0),
     "OPTIM.MIN_LR": Option(0.0, "cos, lin: the end, as a multiple of BASE_LR", low=0, high=1),
     "OPTIM.MAX_EPOCH": Option(200, "epochs", low=0),
@@ -120,3 +123,9 @@ CORE: dict[str, Option] = {
     "PREC_TIME.WARMUP_ITER": Option(3, "--mode time: steps before the clock starts", low=0),
     "PREC_TIME.NUM_ITER": Option(30, "--mode time: steps timed", low=1),
 }
+
+IRRELEVANT_TO_RESULT = frozenset({
+    "DATA.*", "DATA_LOADER.*", "IMPORTS", "LOG_PERIOD", "LOG_SAMPLES", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS",
+    "OUT_DIR", "PREC_TIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
+})
+"""Patterns of options that may differ between two runs of the same training: where, how fast and what is written."""

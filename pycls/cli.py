@@ -1,0 +1,109 @@
+"""The command line: flags, configuration, exit code. Everything heavy is imported after they are checked."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pycls.errors import InputError, RunError
+
+MODES = ("train", "test", "time", "info")
+EXAMPLES = """\
+examples:
+  run_net.py --cfg configs/digits/lenet5_softmax.yaml
+  run_net.py --cfg configs/digits/lenet5_softmax.yaml OPTIM.BASE_LR 0.05 HEAD.NAME rbf_softmax OUT_DIR runs/rbf
+  run_net.py --mode test --cfg runs/rbf/config.yaml
+  run_net.py --help-options OPTIM
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (-h shows the usage)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="run_net.py",
+        description="Train, test, time or describe the classifier that a YAML file names.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this text")
+    parser.add_argument("--mode", choices=MODES, default="train", help="what to do (default: train)")
+    parser.add_argument("--cfg", metavar="FILE", help="the configuration, a YAML file")
+    parser.add_argument(
+        "--help-options",
+        metavar="SECTION",
+        nargs="?",
+        const="",
+        help="show every option, or those of a section, model, data set or head: OPTIM, RESNET, HEAD, HEAD.cosface",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        help="options that win over the file's: KEY VALUE or KEY=VALUE, after the flags",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0: done. 1: the run could not go on. 2: what the user gave cannot work. 130: interrupted. Else, what the mode says.
+    The user's errors are one line on stderr; an exception of any other kind is a bug of ours and keeps its traceback.
+
+    Args:
+        argv: the words after the program's name; None for those of this process.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _run(words)
+    except InputError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def console() -> None:
+    """The ``pycls`` command."""
+    sys.exit(main())
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser()
+    flags = parser.parse_args(words)
+    if flags.help:
+        return _show(parser.format_help())
+    if flags.help_options is not None:
+        from pycls.config import describe
+
+        return _show(describe(flags.help_options or None))
+    if flags.cfg is None and not flags.overrides:
+        print(f"{parser.format_usage()}\n{EXAMPLES}\n-h shows more", file=sys.stderr)
+        return 2
+    from pycls.config import load
+
+    cfg = load(flags.cfg, flags.overrides)
+    run = importlib.import_module("pycls.run")  # imports torch
+    return int(getattr(run, flags.mode)(cfg))
+
+
+def _show(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; stdout is flushed once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,56 @@
+"""Core options that are right each by itself and cannot hold together."""
+
+from itertools import pairwise
+from typing import Any
+
+from pycls.errors import InputError
+from pycls.registry import MODELS
+from pycls.yaml_lines import Located
+
+
+def check(values: dict[str, Any], given: dict[str, Located]) -> None:
+    """Raise :class:`InputError` for the first contradiction.
+
+    Args:
+        values: the core options' values by dotted key.
+        given: what the user wrote, for the place in the message.
+    """
+
+    def start(key: str) -> str:
+        return given[key].at(key) if key in given else key
+
+    if not values["MODEL.TYPE"]:
+        raise InputError(f"{start('MODEL.TYPE')} must name the backbone; there are: {', '.join(MODELS.names())}")
+    _check_splits(values, start("TRAIN.EVAL_SPLIT" if "TRAIN.EVAL_SPLIT" in given else "TRAIN.SPLIT"))
+    _check_steps(values, start("OPTIM.STEPS"))
+    _check_batch(values, start("TRAIN.BATCH_SIZE"))
+
+
+def _check_splits(values: dict[str, Any], start: str) -> None:
+    split, eval_split = values["TRAIN.SPLIT"], values["TRAIN.EVAL_SPLIT"]
+    if split == eval_split or (split, eval_split) == ("trainval", "val"):
+        remedy = "none or test" if "val" in split else "none or val"
+        raise InputError(
+            f"{start}: TRAIN.SPLIT {split} contains the {eval_split} images that TRAIN.EVAL_SPLIT evaluates on; set "
+            f"TRAIN.EVAL_SPLIT to {remedy}"
+        )
+
+
+def _check_steps(values: dict[str, Any], start: str) -> None:
+    steps, policy = values["OPTIM.STEPS"], values["OPTIM.LR_POLICY"]
+    if steps and policy != "steps":
+        raise InputError(f"{start} has no effect: OPTIM.LR_POLICY is {policy}; it belongs to steps")
+    if any(later <= earlier for earlier, later in pairwise([-1, *steps])):
+        raise InputError(f"{start}: expected epochs from 0 that increase, found {steps}")
+
+
+def _check_batch(values: dict[str, Any], start: str) -> None:
+    """The number of processes is NUM_PROCS or NUM_GPUS; which, on DEVICE auto, only the machine knows: both must do."""
+    device, size, parts = values["DEVICE"], values["TRAIN.BATCH_SIZE"], values["TRAIN.ACCUM_STEPS"]
+    by_device = {"cpu": ("NUM_PROCS",), "cuda": ("NUM_GPUS",), "mps": (), "auto": ("NUM_PROCS", "NUM_GPUS")}
+    for key, processes in [("", 1), *((key, values[key]) for key in by_device[device])]:
+        if size % (processes * parts):
+            factors = [f"{key} {processes}"] * (processes > 1) + [f"TRAIN.ACCUM_STEPS {parts}"] * (parts > 1)
+            unit = processes * parts
+            near = " or ".join(str(n) for n in (size // unit * unit, -(-size // unit) * unit) if n)
+            raise InputError(f"{start}: {size} cannot be divided by {' x '.join(factors)}; {near} can")

@@ -1,0 +1,104 @@
+"""Keys that are no option of the run: each is an error that says why, and which option was meant."""
+
+import difflib
+from collections.abc import Iterable
+
+from pycls import components, outline, schema
+from pycls.components import SECTIONS, Chosen
+from pycls.errors import InputError
+from pycls.nearest import did_you_mean
+from pycls.options import CORE
+from pycls.registry import DATASETS, HEADS, MODELS, Registry
+from pycls.yaml_lines import Located
+
+Given = dict[str, Located]
+"""What the user wrote, by dotted key."""
+
+
+def check_core(given: Given) -> None:
+    """Raise :class:`InputError` for an unknown key in a core section or on the top level. Imports no component."""
+    for key, located in given.items():
+        section, dot, _ = key.partition(".")
+        if key in CORE or (section == "HEAD" and dot) or (not dot and _is_empty(located)):
+            continue
+        if key in SECTIONS:
+            raise InputError(f"{located.at(key)} is a section: expected its options, found {schema.found(located)}")
+        if section in SECTIONS or not dot:
+            raise InputError(_no_option(key, located, _possible_keys(key, given)))
+
+
+def check_sections(given: Given, selected: Iterable[tuple[Registry, str, str]]) -> None:
+    """Raise :class:`InputError` for a section of no component, or of none that is selected. Imports none built in.
+
+    Args:
+        given: what the user wrote.
+        selected: registry, name, and the option that names it, of the model and the data sets.
+    """
+    for key, located in given.items():
+        section = key.partition(".")[0]
+        if section in SECTIONS or key in CORE:
+            continue
+        owners = {registry: outline.sections(registry).get(section, []) for registry in (MODELS, DATASETS)}
+        if any(name in owners[registry] for registry, name, _ in selected):
+            continue
+        for registry, name, named_by in selected:
+            if owners[registry]:
+                raise InputError(f"{located.at(key)} has no effect: {named_by} is {name}")
+        raise InputError(_no_option(key, located, _possible_keys(key, given)))
+
+
+def check_all(given: Given, catalogue: Iterable[str], chosen: list[Chosen]) -> None:
+    """Raise :class:`InputError` for a key that is not in ``catalogue``, the run's options."""
+    catalogue = list(catalogue)
+    for key, located in given.items():
+        if key not in catalogue and not _says_nothing(key, located):
+            raise InputError(_explain(key, located, catalogue, chosen))
+
+
+def _is_empty(located: Located) -> bool:
+    return located.value is None or located.value == {}
+
+
+def _says_nothing(key: str, located: Located) -> bool:
+    """Whether it is an empty section, or a part of a head with nothing, or the name "", in it."""
+    parts = key.split(".")
+    if len(parts) == 1:
+        return _is_empty(located)
+    is_part = parts[0] == "HEAD" and parts[1] in components.PARTS
+    return is_part and ((len(parts) == 2 and _is_empty(located)) or (parts[2:] == ["NAME"] and located.value == ""))
+
+
+def _no_option(key: str, located: Located, known: Iterable[str]) -> str:
+    return f"{located.at(key)} is no option{did_you_mean(key, known)}"
+
+
+def _explain(key: str, located: Located, catalogue: list[str], chosen: list[Chosen]) -> str:
+    nodes = {one.node: one for one in chosen}
+    parts = key.split(".")
+    if len(parts) > 2 and parts[0] == "HEAD" and parts[1] in components.PARTS and f"HEAD.{parts[1]}" not in nodes:
+        by_name = "HEAD" in nodes and parts[1] != "CRITERION"
+        reason = f"HEAD.NAME is {nodes['HEAD'].name}" if by_name else f"HEAD.{parts[1]}.NAME is empty"
+        return f"{located.at(key)} has no effect: {reason}"
+    owners = [one for one in chosen if key.startswith(f"{one.node}.")]
+    if not owners:
+        return _no_option(key, located, catalogue)
+    owner = max(owners, key=lambda one: len(one.node))
+    own = [known for known in catalogue if known.startswith(f"{owner.node}.")]
+    near = did_you_mean(key, own) or (f"; it has {', '.join(own)}" if own else "; it has no options")
+    return f"{located.at(key)} is no option of the {owner.registry.kind} {owner.name!r}{near}"
+
+
+def _possible_keys(key: str, given: Given) -> set[str]:
+    """Where to look for a near key: core's options, the selected components' as far as their sources show, and the
+    same option in the section that this one's name is like."""
+    possible = set(CORE)
+    for registry, named_by in ((MODELS, "MODEL.TYPE"), (DATASETS, "TRAIN.DATASET"), (HEADS, "HEAD.NAME")):
+        name = str(given[named_by].plain() if named_by in given else CORE[named_by].default)
+        node = "HEAD" if registry is HEADS else outline.section_name(name)
+        arguments = set(outline.argument_names(registry, name)) - components.GIVEN[registry]
+        possible |= {f"{node}.{argument.upper()}" for argument in arguments}
+    section, _, rest = key.partition(".")
+    if rest and section not in SECTIONS:
+        sections = [*outline.sections(MODELS), *outline.sections(DATASETS)]
+        possible |= {f"{close}.{rest}" for close in difflib.get_close_matches(section.upper(), sections, n=1)}
+    return possible - {key}
