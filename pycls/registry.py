@@ -78,7 +78,9 @@ class Registry:
     def nearest(self, name: str) -> str:
         """The end of an error message: the names most like ``name``, or all of them."""
         close = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
-        return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; there are: {', '.join(self.names())}"
+        if close:
+            return f"; did you mean {' or '.join(map(repr, close))}?"
+        return f"; there are: {', '.join(self.names())}"
 
 
 MODELS = Registry("model", "MODELS", "pycls.models")

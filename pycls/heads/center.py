@@ -71,4 +71,5 @@ def center(in_features: int, num_classes: int, weight: float = 0.003, center_rat
         weight: lambda.
         center_rate: alpha, the centres' own learning rate.
     """
-    return Head(Linear(in_features, num_classes), None, CrossEntropy(), [CenterLoss(in_features, num_classes, weight, center_rate)])
+    centers = CenterLoss(in_features, num_classes, weight, center_rate)
+    return Head(Linear(in_features, num_classes), None, CrossEntropy(), [centers])

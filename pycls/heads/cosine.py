@@ -25,6 +25,7 @@ class Cosine(Similarity):
 
     name = "cosine"
     domain = "cosine"
+    scale: Tensor
 
     def __init__(self, in_features: int, num_classes: int, scale: float = 30.0) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ class Head(nn.Module):
                 f"the margin {_name(margin)} acts on a {margin.domain}, but the similarity {_name(similarity)} "
                 + (f"has a {similarity.domain}" if similarity.domain else "takes no margin")
             )
-        for auxiliary in self.auxiliaries:
+        for auxiliary in self._auxiliaries():
             wanted = auxiliary.domain
             if wanted is not None and wanted != similarity.domain:
                 raise ValueError(
@@ -110,14 +110,12 @@ class Head(nn.Module):
     def _losses(self, x: Tensor, queries: Queries, targets: Tensor, shares: Tensor) -> HeadOutput:
         """``targets`` int64 [N, L] and the share of each in the loss [N, L], 0 where there is no target."""
         criterion = self.criterion
-        softmax = isinstance(criterion, SoftmaxCriterion)
-        scores = self.similarity.scores(
-            queries,
-            targets,
-            reduce=softmax,
-            total=softmax and criterion.uses_total,
-            offset=criterion.offset() if isinstance(criterion, SoftmaxCriterion) else None,
-        )
+        if isinstance(criterion, SoftmaxCriterion):
+            scores = self.similarity.scores(
+                queries, targets, reduce=True, total=criterion.uses_total, offset=criterion.offset()
+            )
+        else:
+            scores = self.similarity.scores(queries, targets)
         assert scores.measure is not None
         weights = shares / shares.sum().clamp(min=torch.finfo(shares.dtype).eps)
         total_loss = x.new_zeros(())
@@ -135,8 +133,8 @@ class Head(nn.Module):
             else:
                 assert isinstance(criterion, LogitsCriterion)
                 losses = criterion(scores.logits.scatter(1, labels[:, None], target[:, None]), labels)
-            terms = {_name(criterion): (losses * weights[:, k]).sum()}
-            for auxiliary in self.auxiliaries:
+            terms: dict[str, Tensor] = {_name(criterion): (losses * weights[:, k]).sum()}
+            for auxiliary in self._auxiliaries():
                 seen = self.similarity.to_margin_domain(measure, queries, norm) if auxiliary.domain else None
                 terms[auxiliary.term] = auxiliary(x, labels, seen, weights[:, k])
             for name, value in terms.items():
@@ -144,10 +142,13 @@ class Head(nn.Module):
                 total_loss = total_loss + value
         if self.training:
             with torch.no_grad():
-                for auxiliary in self.auxiliaries:
+                for auxiliary in self._auxiliaries():
                     auxiliary.update(x.repeat(targets.shape[1], 1), targets.clamp(min=0).t().flatten(),
                                      shares.t().flatten())
         return HeadOutput(scores.logits, total_loss, sums)
+
+    def _auxiliaries(self) -> list[Auxiliary]:
+        return [module for module in self.auxiliaries if isinstance(module, Auxiliary)]
 
     def _with_margin(self, measure: Tensor, queries: Queries, norm: Tensor | None, labels: Tensor) -> Tensor:
         """Logit [N] of the target with its margin."""
@@ -171,4 +172,4 @@ def _targets(labels: Labels, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _name(part: nn.Module) -> str:
     """The name under which a part is known: its registered one, else its class's."""
-    return getattr(part, "name", type(part).__name__)
+    return str(getattr(part, "name", type(part).__name__))

@@ -52,7 +52,8 @@ class RadialBasis(Similarity):
 
     def queries(self, features: Tensor) -> Queries:
         """2 x / gamma, and ln s - |x|^2 / gamma for the row."""
-        return Queries(features * (2 / self.gamma), row=math.log(self.scale) - features.square().sum(dim=1) / self.gamma)
+        row = math.log(self.scale) - features.square().sum(dim=1) / self.gamma
+        return Queries(features * (2 / self.gamma), row=row)
 
     def to_margin_domain(self, u: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
         """|x - w|^2 = gamma (ln s - u)."""

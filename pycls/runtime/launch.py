@@ -220,16 +220,20 @@ def _failure(workers: list[_Worker], harmless: tuple[int, ...]) -> InputError | 
     _, _, worker, report = min(suspects, key=lambda suspect: suspect[:2])
     if report is not None and report.type == "InputError":
         return InputError(report.message)
-    what = report.message if report is not None else "it left no error message"
-    return RunError(f"rank {worker.rank} of {len(workers)} on {socket.gethostname()} {_end(worker.exit_code)}: {what}")
+    return RunError(f"rank {worker.rank} of {len(workers)} on {socket.gethostname()} {_end(worker.exit_code, report)}")
 
 
-def _end(exit_code: int | None) -> str:
+def _end(exit_code: int | None, report: _Report | None) -> str:
     if exit_code is None or exit_code >= 0:
-        return f"failed (exit code {exit_code})"
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = f"signal {-exit_code}"
+        how = f"exit code {exit_code}"
+    else:
+        try:
+            how = signal.Signals(-exit_code).name
+        except ValueError:  # a real-time signal
+            how = f"signal {-exit_code}"
+    if report is not None:
+        return f"failed ({how}): {report.message}"
+    if exit_code is None or exit_code >= 0:
+        return f"failed ({how}) without an error message of its own"
     hint = ", as the kernel does when memory runs out" if exit_code == -signal.SIGKILL else ""
-    return f"was killed by {name}{hint}"
+    return f"was killed by {how}{hint}"

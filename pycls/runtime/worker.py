@@ -1,8 +1,10 @@
 """The worker's side of a launch: it dies with its launcher, and tells it what went wrong. Imports no torch."""
 
+import contextlib
 import ctypes
 import faulthandler
 import json
+import logging
 import os
 import re
 import signal
@@ -11,6 +13,7 @@ import time
 import traceback
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 RENDEZVOUS = "PYCLS_RENDEZVOUS"
 ERROR_FILE = "PYCLS_ERROR_FILE"
@@ -30,7 +33,8 @@ def is_worker() -> bool:
 def start_worker() -> None:
     """To be called first thing in a process that may be a worker; does nothing in one that is not.
 
-    From here on the process dies with its launcher, and an uncaught exception is reported to it.
+    From here on the process dies with its launcher, and an uncaught exception is reported to it and ends the process
+    at once.
     """
     if not is_worker():
         return
@@ -67,6 +71,20 @@ def report_error(error: BaseException) -> bool:
         details = {"py_callstack": "".join(traceback.format_exception(error)), "timestamp": str(int(time.time()))}
         _write_new(elastic, {"message": {"message": one_line(error), "extraInfo": details}})
     return False
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process after an error was reported: a worker at once, any other process as usual.
+
+    Shutting the interpreter down while collectives hang or peers are gone can block or abort, and bury the error.
+    """
+    if not is_worker():
+        sys.exit(exit_code)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(exit_code)
 
 
 def error_type(error: BaseException) -> str:
@@ -108,9 +126,13 @@ def _write_new(path: str, report: dict[str, object]) -> bool:
 def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, KeyboardInterrupt):  # the user knows
         return
+    text = "".join(traceback.format_exception(kind, error, trace))
     shown_by_launcher = report_error(error)
     if is_lost_peer(error):  # N - 1 tracebacks would bury the one that matters
-        if not shown_by_launcher:
-            print(f"[rank {os.environ.get('RANK')}] lost another process: {one_line(error)}", file=sys.stderr)
-        return
-    sys.__excepthook__(kind, error, trace)
+        text = "" if shown_by_launcher else f"lost another process: {one_line(error)}\n"
+    # PyTorch wraps this hook once there is a process group, and puts a buffer in the place of sys.stderr meanwhile.
+    stream = sys.__stderr__ or sys.stderr
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(f"[rank {os.environ['RANK']}] {text}" if text else "")
+        stream.flush()
+    leave(1)

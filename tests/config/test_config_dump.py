@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pycls import config
-from pycls.options import CORE, IRRELEVANT_TO_RESULT, Option
+from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
 
 Write = Callable[..., str]
 WORDS = [

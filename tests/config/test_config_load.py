@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pycls import config, options, schema
+from pycls import config
+from pycls.config import options, schema
+from pycls.config.yaml_lines import Located
 from pycls.registry import CRITERIA, HEADS
-from pycls.yaml_lines import Located
 
 Write = Callable[..., str]
 

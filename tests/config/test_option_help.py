@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from pycls import config
+from pycls.config.options import CORE
 from pycls.errors import InputError
-from pycls.options import CORE
 
 
 def collapse(text: str) -> str:

@@ -4,11 +4,11 @@ from typing import Literal, Optional
 
 import pytest
 
-from pycls import components, outline, schema
+from pycls.config import components, outline, schema
+from pycls.config.options import Option
+from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
-from pycls.options import Option
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES, Registry
-from pycls.yaml_lines import Located
 
 
 class Documented:

@@ -3,9 +3,9 @@
 from itertools import pairwise
 from typing import Any
 
+from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
 from pycls.registry import MODELS
-from pycls.yaml_lines import Located
 
 
 def check(values: dict[str, Any], given: dict[str, Located]) -> None:

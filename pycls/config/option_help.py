@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Iterator
 from itertools import chain
 
-from pycls import components, outline, schema
-from pycls.components import PARTS, SECTIONS
+from pycls.config import components, outline, schema
+from pycls.config.components import PARTS, SECTIONS
+from pycls.config.nearest import nearest_keys
+from pycls.config.options import CORE, Option
 from pycls.errors import InputError
-from pycls.nearest import nearest_keys
-from pycls.options import CORE, Option
 from pycls.registry import AUXILIARIES, DATASETS, HEADS, MODELS, Registry
 
 HEAD_GROUPS: dict[str, Registry] = {"NAME": HEADS, **PARTS, "AUXILIARIES": AUXILIARIES}

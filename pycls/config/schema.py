@@ -12,9 +12,9 @@ import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pycls.config.options import Option
+from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
-from pycls.options import Option
-from pycls.yaml_lines import Located
 
 NoneType = type(None)
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\Z")

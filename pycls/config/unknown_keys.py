@@ -3,13 +3,13 @@
 import difflib
 from collections.abc import Iterable
 
-from pycls import components, outline, schema
-from pycls.components import SECTIONS, Chosen
+from pycls.config import components, outline, schema
+from pycls.config.components import SECTIONS, Chosen
+from pycls.config.nearest import did_you_mean
+from pycls.config.options import CORE
+from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
-from pycls.nearest import did_you_mean
-from pycls.options import CORE
 from pycls.registry import DATASETS, HEADS, MODELS, Registry
-from pycls.yaml_lines import Located
 
 Given = dict[str, Located]
 """What the user wrote, by dotted key."""

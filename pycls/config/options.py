@@ -1,7 +1,7 @@
 """The options that belong to no component: every one with its default, its meaning and what it may be.
 
 The names are pycls's where pycls has the option. A component's own options are not here: they are read off its
-constructor (``pycls/schema.py``). The default's type is the option's type; a float option takes an int as well.
+constructor (``pycls/config/schema.py``). The default's type is the option's type; a float option takes an int as well.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """A run's configuration: YAML file and overrides -> the checked and complete tree of options, and back to YAML.
 
 The tree is a frozen ``yacs`` node with every option that has a meaning for the run: the core options
-(``pycls/options.py``) and those of the selected components. What is wrong is found here, before data, model or
+(``pycls/config/options.py``) and those of the selected components. What is wrong is found here, before data, model or
 processes exist, and what can be said without importing a component is said before one is imported.
 """
 
@@ -13,16 +13,16 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from pycls import components, contradictions, schema, unknown_keys
-from pycls.components import Chosen
+from pycls.config import components, contradictions, schema, unknown_keys
+from pycls.config.components import Chosen
+from pycls.config.option_help import describe as describe
+from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
+from pycls.config.outline import section_of
+from pycls.config.outside import import_modules
+from pycls.config.unknown_keys import Given
+from pycls.config.yaml_lines import leaves, put, read_file, read_overrides
 from pycls.errors import InputError
-from pycls.option_help import describe as describe
-from pycls.options import CORE, IRRELEVANT_TO_RESULT, Option
-from pycls.outline import section_of
-from pycls.outside import import_modules
 from pycls.registry import DATASETS, HEADS, MODELS, Registry
-from pycls.unknown_keys import Given
-from pycls.yaml_lines import leaves, put, read_file, read_overrides
 
 
 def load(cfg_file: str | None, overrides: Sequence[str] = ()) -> CfgNode:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pycls import schema
+from pycls.config import schema
+from pycls.config.options import CORE, Option
+from pycls.config.outline import section_of
+from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
-from pycls.options import CORE, Option
-from pycls.outline import section_of
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES, Registry
-from pycls.yaml_lines import Located
 
 PARTS = {"SIMILARITY": SIMILARITIES, "MARGIN": MARGINS, "CRITERION": CRITERIA}
 """Node below HEAD -> the parts that may be named there."""

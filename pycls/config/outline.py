@@ -58,7 +58,7 @@ def argument_names(registry: Registry, name: str) -> tuple[str, ...]:
 
 @cache
 def _outlines(registry: Registry) -> dict[str, Outline]:
-    folder = Path(__file__).parent / registry.package.rpartition(".")[2]
+    folder = Path(__file__).parents[1] / registry.package.rpartition(".")[2]
     found = {}
     for path in sorted(folder.glob("*.py")):
         text = path.read_text(encoding="utf-8")

@@ -1,0 +1,161 @@
+"""The composition root: from the tree of options to data sets, model, head, loaders, optimiser and schedule.
+
+Nothing below this file sees a config node. A constructor's ``ValueError`` becomes an ``InputError`` here.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from pycls import config
+from pycls.data.dataset import ArrayDataset, FileDataset, check_num_classes, class_counts, resolve_root
+from pycls.data.loader import EvalLoader, TrainLoader
+from pycls.engine.optim import Decay, Schedule, make_optimizer, parameter_groups
+from pycls.errors import InputError
+from pycls.heads.cross_entropy import CrossEntropy
+from pycls.heads.head import Head
+from pycls.models.classifier import Classifier
+from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES
+from pycls.runtime.distributed import Ranks
+
+Dataset = ArrayDataset | FileDataset
+
+
+@contextlib.contextmanager
+def user_errors(where: str = "") -> Iterator[None]:
+    """Turns a constructor's ``ValueError`` into an :class:`InputError` that says which section it is about."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from error
+
+
+def build_dataset(cfg: CfgNode, split: str, name: str = "") -> Dataset:
+    """A part of the data set ``name`` (TRAIN.DATASET if empty)."""
+    name = name or cfg.TRAIN.DATASET
+    with user_errors(name):
+        root = str(resolve_root(cfg.DATA.ROOT))
+        dataset = DATASETS.get(name)(**config.dataset_arguments(cfg, name, root=root, split=split))
+    assert isinstance(dataset, ArrayDataset | FileDataset)
+    return dataset
+
+
+def num_classes(cfg: CfgNode, dataset: Dataset) -> int:
+    """MODEL.NUM_CLASSES, or as many as the data set has; every label must be below."""
+    classes = cfg.MODEL.NUM_CLASSES or dataset.num_classes
+    check_num_classes(dataset.labels, classes, dataset.name)
+    return int(classes)
+
+
+def build_model(cfg: CfgNode, in_channels: int, image_size: int, classes: int, labels: Tensor | None = None) -> Classifier:
+    """The classifier.
+
+    Args:
+        cfg: the tree.
+        in_channels: channels of an image.
+        image_size: side of an image.
+        classes: K.
+        labels: of the training set, for heads that need its class counts. None where the counts come with the weights.
+    """
+    counts = class_counts(labels, classes) if labels is not None else torch.ones(classes, dtype=torch.int64)
+    with user_errors(cfg.MODEL.TYPE):
+        backbone = MODELS.get(cfg.MODEL.TYPE)(
+            **config.model_arguments(cfg, in_channels=in_channels, image_size=image_size)
+        )
+    with user_errors("HEAD"):
+        head = build_head(cfg, backbone.feature_dim, classes, counts)
+    return Classifier(backbone, head)
+
+
+def build_head(cfg: CfgNode, in_features: int, classes: int, counts: Tensor) -> nn.Module:
+    """The head by name or by parts, with the criterion and the auxiliary losses that are asked for besides."""
+    given = {"in_features": in_features, "num_classes": classes, "class_counts": counts}
+    auxiliaries = [AUXILIARIES.get(a["NAME"])(**config.part_arguments(AUXILIARIES, a, **given))
+                   for a in cfg.HEAD.AUXILIARIES]  # fmt: skip
+    criterion = None
+    if cfg.HEAD.CRITERION.NAME:
+        criterion = CRITERIA.get(cfg.HEAD.CRITERION.NAME)(**config.part_arguments(CRITERIA, cfg.HEAD.CRITERION, **given))
+    if cfg.HEAD.NAME:
+        head = HEADS.get(cfg.HEAD.NAME)(**config.head_arguments(cfg, **given))
+        if criterion is not None or auxiliaries:
+            head = Head(head.similarity, head.margin, criterion or head.criterion, [*head.auxiliaries, *auxiliaries])
+    else:
+        similarity = SIMILARITIES.get(cfg.HEAD.SIMILARITY.NAME)(
+            **config.part_arguments(SIMILARITIES, cfg.HEAD.SIMILARITY, **given)
+        )
+        margin = None
+        if cfg.HEAD.MARGIN.NAME:
+            margin = MARGINS.get(cfg.HEAD.MARGIN.NAME)(**config.part_arguments(MARGINS, cfg.HEAD.MARGIN, **given))
+        head = Head(similarity, margin, criterion or CrossEntropy(), auxiliaries)
+    if cfg.TRAIN.LABEL_SMOOTHING:
+        _smooth(head, cfg.TRAIN.LABEL_SMOOTHING)
+    return head
+
+
+def _smooth(head: Any, label_smoothing: float) -> None:
+    own = getattr(head.criterion, "label_smoothing", None)
+    if own is None:
+        raise InputError(f"TRAIN.LABEL_SMOOTHING: the criterion {type(head.criterion).__name__} knows no label smoothing")
+    if own not in (0.0, label_smoothing):
+        raise InputError(f"TRAIN.LABEL_SMOOTHING is {label_smoothing}, but HEAD.CRITERION.LABEL_SMOOTHING is {own}")
+    head.criterion.label_smoothing = label_smoothing
+
+
+def image_size(cfg: CfgNode, dataset: Dataset) -> int:
+    """Side of the images that the model sees."""
+    return int(cfg.TRAIN.IM_SIZE or dataset.image_size)
+
+
+def build_train_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ranks: Ranks) -> TrainLoader:
+    """Shuffled and augmented batches."""
+    with user_errors("TRAIN"):
+        return TrainLoader(
+            dataset, cfg.TRAIN.BATCH_SIZE, seed=cfg.RNG_SEED, rank=ranks.rank, world_size=ranks.world_size,
+            device=device, channels_last=cfg.MODEL.CHANNELS_LAST, crop_padding=cfg.TRAIN.CROP_PADDING,
+            hflip={"auto": None, "on": True, "off": False}[cfg.TRAIN.HFLIP], im_size=cfg.TRAIN.IM_SIZE,
+            num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
+        )  # fmt: skip
+
+
+def build_eval_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ranks: Ranks) -> EvalLoader:
+    """Every sample once."""
+    with user_errors("TEST"):
+        return EvalLoader(
+            dataset, cfg.TEST.BATCH_SIZE, rank=ranks.rank, world_size=ranks.world_size, device=device,
+            channels_last=cfg.MODEL.CHANNELS_LAST, im_size=cfg.TRAIN.IM_SIZE, resize=cfg.TEST.IM_SIZE,
+            num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
+        )  # fmt: skip
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over the backbone's and the head's parameters, each with its weight decay and learning rate."""
+    decay = Decay(
+        default=cfg.OPTIM.WEIGHT_DECAY,
+        norm=cfg.BN.CUSTOM_WEIGHT_DECAY if cfg.BN.USE_CUSTOM_WEIGHT_DECAY else None,
+        head=cfg.HEAD.WEIGHT_DECAY if cfg.HEAD.WEIGHT_DECAY >= 0 else None,
+        head_lr_mult=cfg.HEAD.LR_MULT,
+    )
+    return make_optimizer(
+        parameter_groups(model, decay), cfg.OPTIM.OPTIMIZER, momentum=cfg.OPTIM.MOMENTUM,
+        dampening=cfg.OPTIM.DAMPENING, nesterov=cfg.OPTIM.NESTEROV, betas=(cfg.OPTIM.BETA1, cfg.OPTIM.BETA2),
+    )  # fmt: skip
+
+
+def build_schedule(cfg: CfgNode) -> Schedule:
+    """The learning rate by epoch."""
+    o = cfg.OPTIM
+    return Schedule(
+        base_lr=o.BASE_LR, max_epoch=o.MAX_EPOCH, policy=o.LR_POLICY, exp_rate=o.EXP_RATE, steps=o.STEPS,
+        lr_mult=o.LR_MULT, min_lr=o.MIN_LR, warmup_epochs=o.WARMUP_EPOCHS, warmup_factor=o.WARMUP_FACTOR,
+    )  # fmt: skip
+
+
+def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Of the backbone's arithmetic in training; None for float32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, True: torch.float16, False: None}[cfg.TRAIN.MIXED_PRECISION]

@@ -1,0 +1,134 @@
+"""The checkpoints of a run: the newest few and the best, and which one to continue from."""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pycls.engine.state_file import DamagedFile, load_state, save_state
+from pycls.errors import InputError, RunError
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.safetensors"
+_NAME = re.compile(r"step_(\d{9})\.safetensors")
+
+
+class Checkpoints:
+    """The checkpoints in ``folder``: ``step_000001234.safetensors`` and ``best.safetensors``.
+
+    Args:
+        folder: created when the first one is saved.
+        keep: how many of the newest are kept, besides the best.
+    """
+
+    def __init__(self, folder: str | Path, keep: int) -> None:
+        self.folder, self.keep = Path(folder), keep
+
+    def steps(self) -> list[int]:
+        """The optimiser steps after which there is a checkpoint, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(m[1]) for m in map(_NAME.fullmatch, os.listdir(self.folder)) if m)
+
+    def path(self, step: int) -> Path:
+        """File of the checkpoint after ``step`` optimiser steps."""
+        return self.folder / f"step_{step:09d}.safetensors"
+
+    def save(self, step: int, state: Mapping[str, Any], best: bool) -> None:
+        """Saves durably, then lets ``best.safetensors`` be this one too if it is, then removes the oldest.
+
+        Raises:
+            RunError: the disk refuses. Older checkpoints are intact.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_state(self.path(step), state)
+        if best:
+            self._link_best(step)
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink()
+
+    def _link_best(self, step: int) -> None:
+        """A second name for the same file where the file system can, a copy where it cannot; either way in one rename."""
+        new = self.folder / f".{BEST}.new"
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        try:
+            try:
+                os.link(self.path(step), new)
+            except OSError:
+                new.write_bytes(self.path(step).read_bytes())
+            os.replace(new, self.folder / BEST)
+        except OSError as error:
+            raise RunError(f"cannot write {self.folder / BEST}: {error.strerror}") from error
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest sound checkpoint; None if there is none at all. A damaged one is passed over, loudly.
+
+        Raises:
+            InputError: there are checkpoints, and every one is damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return load_state(self.path(step))
+            except DamagedFile as error:
+                logger.error("%s; going back to the checkpoint before it", error)
+        if steps:
+            raise InputError(f"every checkpoint in {self.folder} is damaged; start again in another OUT_DIR")
+        return None
+
+    def best(self) -> Path | None:
+        """The best checkpoint's file, if there is one."""
+        return self.folder / BEST if (self.folder / BEST).is_file() else None
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(model.state_dict())
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies weights into a model that has exactly these.
+
+    Raises:
+        InputError: names or shapes differ: the weights are another model's.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [f"{n} is {list(state[n].shape)}, not {list(own[n].shape)}" for n in own.keys() & state.keys()
+              if state[n].shape != own[n].shape]  # fmt: skip
+    if missing or extra or shapes:
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}" if extra else sorted(shapes)[0]
+        count = len(missing) + len(extra) + len(shapes)
+        raise InputError(f"{source} holds the weights of another model: {count} names or shapes differ (it {what})")
+    model.load_state_dict(dict(state))
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """The optimiser's state by parameter name."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: dict(values) for parameter, values in optimizer.state.items() if values}
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Restores what :func:`optimizer_state` gave."""
+    parameters = dict(model.named_parameters())
+    for name, values in state.items():
+        parameter = parameters[name]
+        restored = {}
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                # fused optimisers keep the step counter as float32 on the parameter's device, and moments in its layout
+                value = value.to(parameter.device)
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
+            restored[key] = value
+        optimizer.state[parameter] = restored

@@ -1,0 +1,295 @@
+"""The training loop: one screen of straight code, and the state that decides how it goes on."""
+
+import contextlib
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pycls.engine.checkpoints import Checkpoints, load_model_state, load_optimizer_state, model_state, optimizer_state
+from pycls.engine.ema import Ema
+from pycls.engine.meters import TrainMeter
+from pycls.engine.optim import Schedule, set_lr
+from pycls.errors import RunError
+from pycls.runtime.board import Board
+from pycls.runtime.distributed import Ranks, agree, broadcast_buffers
+from pycls.runtime.log import log_json_stats
+from pycls.runtime.progress import Progress
+from pycls.runtime.signals import StopSignal
+
+logger = logging.getLogger(__name__)
+
+Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Any]]
+"""(images, labels, step) -> images and a label mixture."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop; it has saved a checkpoint. ``exit_code`` is the process's."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"stopped with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+@dataclass
+class Settings:
+    """What the loop needs to know beside its objects; the names are the options'."""
+
+    max_epoch: int
+    seed: int
+    batch_size: int
+    accum_steps: int = 1
+    clip_norm: float = 0.0
+    autocast: torch.dtype | None = None
+    eval_period: int = 1
+    checkpoint_period: int = 1
+    checkpoint_steps: int = 0
+    log_period: int = 10
+    top_k: int = 5
+    precise_bn: bool = False
+
+
+@dataclass
+class Trainer:
+    """Everything a training is made of.
+
+    Attributes:
+        model: the classifier itself; its state is what is saved.
+        network: what is called: the model, or its DDP wrapper.
+        loader: ``epoch(e, start)`` yields (images, labels, ids); ``len()`` is the number of steps in an epoch.
+        evaluate: (model, epoch) -> results with ``top1_err``, or None where nothing is evaluated in training.
+        choose_best: whether an evaluation may choose the best checkpoint (never on the test split).
+        extra: further entries for the checkpoint (config, versions).
+    """
+
+    model: Any
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    loader: Any
+    ema: Ema | None
+    mix: Mix | None
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None
+    before_evaluation: Callable[[], None]
+    choose_best: bool
+    checkpoints: Checkpoints
+    settings: Settings
+    device: torch.device
+    ranks: Ranks
+    board: Board
+    extra: dict[str, Any]
+    sample_log: Callable[[int, Tensor], None] | None = None
+    epoch: int = 0
+    start: int = 0
+    best_error: float = math.inf
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.meter = TrainMeter(self.device, self.settings.top_k)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.autocast is torch.float16)
+        self._recent_ids: list[Tensor] = []
+        self._ticks = (time.perf_counter(), 0)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.epoch * len(self.loader) + self.start
+
+    def fit(self) -> None:
+        """Trains from the present state to the last epoch.
+
+        Raises:
+            Stopped: a signal asked for it.
+            RunError: the loss is not finite, or a checkpoint cannot be written.
+        """
+        with StopSignal() as stop:
+            while self.epoch < self.settings.max_epoch:
+                self._train_epoch(stop)
+                self._end_epoch()
+
+    def _train_epoch(self, stop: StopSignal) -> None:
+        settings, steps = self.settings, len(self.loader)
+        self.network.train()
+        progress = Progress(steps * settings.batch_size, f"epoch {self.epoch + 1}/{settings.max_epoch}",
+                            None if self.ranks.is_main else False, initial=self.start * settings.batch_size)  # fmt: skip
+        with progress:
+            self._ticks = (time.perf_counter(), self.start)
+            for images, labels, ids in self.loader.epoch(self.epoch, self.start):
+                lr = self.schedule(self.epoch + self.start / steps)
+                set_lr(self.optimizer, lr)
+                seed_step(settings.seed, self.step, self.ranks.rank)
+                self._recent_ids.append(ids)
+                if self.sample_log is not None:
+                    self.sample_log(self.step, ids)
+                self._step(images, labels)
+                self.start += 1
+                if self.ema is not None:
+                    self.ema.update(self.step)
+                if self.start % settings.log_period == 0 or self.start == steps:
+                    self._report(lr, progress)
+                if self.ranks.world_size == 1 or self.start % settings.log_period == 0:
+                    self._stop_if_asked(stop, lr)
+                if settings.checkpoint_steps and self.start % settings.checkpoint_steps == 0 and self.start < steps:
+                    self._check_finite(lr)
+                    self.save()
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        """Forward, backward, step: one global batch."""
+        settings = self.settings
+        parts = settings.accum_steps
+        for k, (some, targets) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+            seen: Any = targets
+            if self.mix is not None:
+                some, seen = self.mix(some, targets, self.step * parts + k)
+            with self._no_sync(k + 1 < parts), self._autocast():
+                output = self.network(some, seen)
+                loss = output.loss if parts == 1 else output.loss / parts
+                self.scaler.scale(loss).backward()
+            self.meter.update(output.loss, output.terms, output.logits, targets)
+        if settings.clip_norm > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.settings.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.settings.autocast)
+
+    def _no_sync(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
+        if wanted and self.network is not self.model:
+            return self.network.no_sync()  # type: ignore[operator]
+        return contextlib.nullcontext()
+
+    def _check_finite(self, lr: float) -> dict[str, float]:
+        """Reads the meter; raises RunError if a loss since the last reading was not finite."""
+        stats, losses = self.meter.read()
+        per_step = self.settings.accum_steps
+        bad = next((k // per_step for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        ids, self._recent_ids = self._recent_ids, []
+        if agree(bad is not None):
+            if bad is None:
+                raise RunError("the loss is not finite on another rank")
+            step = self.step - len(losses) // per_step + bad
+            sample_ids = ids[bad].tolist()
+            shown = " ".join(map(str, sample_ids[:256])) + (" ..." if len(sample_ids) > 256 else "")
+            raise RunError(
+                f"the loss is {losses[bad * per_step]} at step {step} (epoch {self.epoch + 1}), learning rate {lr:.4g}; "
+                f"nothing of it was saved. Sample ids of the batch: {shown}"
+            )
+        return stats
+
+    def _report(self, lr: float, progress: Progress) -> None:
+        """One log period is over: the only place where the host waits for the device."""
+        settings, steps = self.settings, len(self.loader)
+        stats = self._check_finite(lr)
+        then, done = self._ticks
+        now = time.perf_counter()
+        rate = (self.start - done) * settings.batch_size / max(now - then, 1e-9)
+        self._ticks = (now, self.start)
+        images = (self.start - done) * settings.batch_size
+        progress.update(images, loss=stats["loss"], top1_err=stats["top1_err"])
+        left = ((settings.max_epoch - self.epoch) * steps - self.start) * settings.batch_size / rate
+        line = {"epoch": f"{self.epoch + 1}/{settings.max_epoch}", "iter": f"{self.start}/{steps}", "lr": lr,
+                "img_per_s": rate, "time_left_s": left, **stats}  # fmt: skip
+        if self.ranks.is_main:
+            log_json_stats(line, "train_iter")
+            if not progress.enabled:
+                logger.info("epoch %s, step %s: loss %.4g, top-1 error %.2f %%, %.0f img/s, %.0f s left",
+                            line["epoch"], line["iter"], stats["loss"], stats["top1_err"], rate, left)  # fmt: skip
+            self.board.scalars(self.step, {**{f"train/{k}": v for k, v in stats.items()}, "train/lr": lr,
+                                           "train/img_per_s": rate})  # fmt: skip
+
+    def _stop_if_asked(self, stop: StopSignal, lr: float) -> None:
+        if agree(stop.requested):
+            self._check_finite(lr)
+            self.save()
+            logger.info("asked to stop: saved a checkpoint after step %d; the same command continues", self.step)
+            raise Stopped(stop.exit_code)
+
+    def _end_epoch(self) -> None:
+        settings = self.settings
+        train = self._check_finite(self.schedule(self.epoch + 1))
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "train": train}
+        last = self.epoch + 1 == settings.max_epoch
+        best = False
+        if self.evaluate is not None and (last or (self.epoch + 1) % settings.eval_period == 0):
+            self.before_evaluation()
+            broadcast_buffers(self.model)
+            if self.ema is not None:
+                broadcast_buffers(self.ema.model)
+            results = {"model": self.evaluate(self.model)}
+            if self.ema is not None:
+                results["ema"] = self.evaluate(self.ema.model)
+            for name, result in results.items():
+                row[name] = {k: v for k, v in result.items() if not isinstance(v, list)}
+            error = min(row[name]["top1_err"] for name in results)
+            if self.choose_best and error < self.best_error:
+                best, self.best_error = True, error
+                row["best"] = True
+        self.history.append(row)
+        self._log_epoch(row)
+        self.epoch, self.start = self.epoch + 1, 0
+        self.meter.reset()
+        if last or best or self.epoch % settings.checkpoint_period == 0:
+            self.save(best)
+
+    def _log_epoch(self, row: dict[str, Any]) -> None:
+        if not self.ranks.is_main:
+            return
+        log_json_stats({"epoch": row["epoch"], **row["train"]}, "train_epoch")
+        words = [f"epoch {row['epoch']}/{self.settings.max_epoch}: train error {row['train']['top1_err']:.2f} %"]
+        for name in ("model", "ema"):
+            if name in row:
+                kind = "val_epoch" if name == "model" else "val_ema_epoch"
+                log_json_stats({"epoch": row["epoch"], **row[name]}, kind)
+                self.board.scalars(self.step, {f"{kind}/{k}": v for k, v in row[name].items()})
+                words.append(f"{'' if name == 'model' else 'ema '}error {row[name]['top1_err']:.2f} %")
+        logger.info("%s%s", ", ".join(words), " (best)" if row.get("best") else "")
+
+    # --- state
+
+    def save(self, best: bool = False) -> None:
+        """Saves everything that decides the future (rank 0), durably."""
+        if self.ranks.is_main:
+            self.checkpoints.save(self.step, self.state_dict(), best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the future."""
+        return {
+            "model": model_state(self.model),
+            "ema": model_state(self.ema.model) if self.ema is not None else None,
+            "optimizer": optimizer_state(self.model, self.optimizer),
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state_dict(),
+            "epoch": self.epoch,
+            "start": self.start,
+            "best_error": self.best_error if math.isfinite(self.best_error) else None,
+            "history": self.history,
+            **self.extra,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], source: str) -> None:
+        """Continues from a saved state."""
+        load_model_state(self.model, state["model"], source)
+        if self.ema is not None and state["ema"] is not None:
+            load_model_state(self.ema.model, state["ema"], source)
+        load_optimizer_state(self.model, self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.meter.load_state_dict(state["meter"])
+        self.epoch, self.start, self.history = state["epoch"], state["start"], state["history"]
+        self.best_error = math.inf if state["best_error"] is None else state["best_error"]
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds the generators that dropout and its like draw from, as a function of (seed, step, rank)."""
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
