@@ -1,0 +1,166 @@
+"""What a data set is, how a held-out part is cut from it, and where the files of all sets lie."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pycls.data import rng
+from pycls.errors import InputError
+
+Split = Literal["train", "val", "trainval", "test"]
+
+# The held-out parts are a function of the data set alone, never of RNG_SEED: validation numbers of any two runs
+# compare.
+SPLIT_SEED = 2718281828
+
+
+class MissingSplit(InputError):
+    """The data set is there but has no such split (a folder of images without ``test``)."""
+
+
+@dataclass
+class Dataset:
+    """The facts that every data set states.
+
+    Attributes:
+        name: what messages call it.
+        labels: int64 ``[N]`` on the CPU, each in 0..K-1.
+        class_names: the K names.
+        channels: 1 or 3.
+        image_size: side of an image in pixels, as a batch has it unless the loader is told otherwise.
+        mean: of pixel values in 0..1, one a channel: what normalisation subtracts.
+        std: their standard deviation, one a channel: what it divides by.
+        crop_padding: pixels of zero padding for the random crop that suits this set; 0 for no crop.
+        hflip: whether a left-right flip leaves the class as it is.
+    """
+
+    name: str
+    labels: Tensor
+    class_names: Sequence[str]
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    hflip: bool
+
+    def __post_init__(self) -> None:
+        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+            found = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise ValueError(f"{self.name}: labels must be int64 [N], not {found}")
+        if not len(self.labels):
+            raise InputError(f"{self.name}: this split has no images")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"{self.name}: mean and std need one value for each of the {self.channels} channels")
+        check_num_classes(self.labels, self.num_classes, self.name)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.class_names)
+
+
+@dataclass
+class ArrayDataset(Dataset):
+    """A data set that fits in memory.
+
+    Attributes:
+        images: uint8 ``[N, C, H, W]`` on the CPU, H = W = ``image_size``.
+    """
+
+    images: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = (len(self.labels), self.channels, self.image_size, self.image_size)
+        if self.images.dtype != torch.uint8 or self.images.shape != expected:
+            found = f"{self.images.dtype} {list(self.images.shape)}"
+            raise InputError(f"{self.name}: images must be uint8 {list(expected)}, not {found}")
+
+
+@dataclass
+class FileDataset(Dataset, ABC):
+    """A data set whose images stay in files until they are needed. It is pickled to the loading processes."""
+
+    @abstractmethod
+    def load(self, index: int) -> np.ndarray:
+        """Image ``index``, decoded: uint8 ``[H, W, C]`` of any size. Raises what the decoder raises."""
+
+    def describe(self, index: int) -> str:
+        """How an error message names image ``index``: its file, where there is one."""
+        return f"image {index} of {self.name}"
+
+
+def held_out(labels: Tensor, size: int, salt: int = 0) -> tuple[Tensor, Tensor]:
+    """Cuts ``size`` samples out of a set, each class in its share, always the same ones.
+
+    A class gives its share of ``size`` rounded down; the classes with the largest remainders give one more (the largest
+    remainder method). Within a class those with the smallest hashes go.
+
+    Args:
+        labels: int64 ``[N]``.
+        size: samples to cut out, 1..N-1.
+        salt: a further number of the hash, to cut a second time independently.
+
+    Returns:
+        ids of what is kept and of what is cut out, both int64 and ascending.
+    """
+    n = len(labels)
+    if not 0 < size < n:
+        raise InputError(f"VAL_SIZE must leave both training and validation images: 1..{n - 1} of {n}, not {size}")
+    counts = torch.bincount(labels)
+    quota = counts * size // n
+    remainders = counts * size % n
+    quota[remainders.argsort(stable=True, descending=True)[: size - int(quota.sum())]] += 1
+    by_hash = rng.permutation(n, SPLIT_SEED, salt, rng.SPLIT)
+    by_class = by_hash[labels[by_hash].argsort(stable=True)]
+    rank_in_class = torch.arange(n) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    out = torch.zeros(n, dtype=torch.bool)
+    out[by_class] = rank_in_class < quota[labels[by_class]]
+    return (~out).nonzero()[:, 0], out.nonzero()[:, 0]
+
+
+def select_split(labels: Tensor, split: str, val_size: int) -> Tensor | None:
+    """The ids of ``split`` within the official training part; None for all of them (``trainval``)."""
+    if split == "trainval" or (split == "train" and val_size == 0):
+        return None
+    train, val = held_out(labels, val_size)
+    return val if split == "val" else train
+
+
+def check_split(split: str, name: str) -> None:
+    """Raises :class:`InputError` unless ``split`` is one of the four."""
+    if split not in ("train", "val", "trainval", "test"):
+        raise InputError(f"{name} has no split {split!r}; there are: train, val, trainval, test")
+
+
+def class_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Images of each class, int64 ``[K]``. Raises :class:`InputError` for a label that is K or more."""
+    check_num_classes(labels, num_classes, "the data set")
+    return torch.bincount(labels[labels >= 0], minlength=num_classes)
+
+
+def check_num_classes(labels: Tensor, num_classes: int, name: str) -> None:
+    """Raises :class:`InputError` where ``num_classes`` is too small for the labels, saying what would do."""
+    largest = int(labels.max()) if len(labels) else -1
+    if largest >= num_classes:
+        raise InputError(
+            f"NUM_CLASSES is {num_classes}, but {name} has labels up to {largest}: it must be at least {largest + 1}"
+        )
+    if len(labels) and int(labels.min()) < -1:
+        raise InputError(f"{name} has the label {int(labels.min())}; labels are 0..{num_classes - 1}")
+
+
+def resolve_root(root: str | os.PathLike[str] = "") -> Path:
+    """The folder that holds the data sets: ``root`` if given, else ``$PYCLS_DATA``, else ``./data``."""
+    return Path(os.fspath(root) or os.environ.get("PYCLS_DATA") or "data").expanduser()

@@ -1,0 +1,178 @@
+"""The order of the samples, and each process's share of it. Where pixels come from is the sources' matter.
+
+Order is a pure function of (seed, epoch): one permutation of all samples, cut into global batches, of which process r
+of R takes the r-th of R equal slices. The samples of a global batch are the same for any number of processes, and
+starting at batch k costs nothing.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pycls.data import rng
+from pycls.data.array_source import ArraySource
+from pycls.data.batch import Batch, Settings
+from pycls.data.dataset import ArrayDataset, FileDataset
+from pycls.data.file_source import FileSource
+
+__all__ = ["Batch", "EvalLoader", "TrainLoader", "global_batch_ids"]
+
+
+def global_batch_ids(n: int, batch_size: int, seed: int, epoch: int, b: int) -> Tensor:
+    """The samples of global batch ``b`` of an epoch: int64 ``[batch_size]``.
+
+    Args:
+        n: samples in the data set.
+        batch_size: over all processes.
+        seed: of the run.
+        epoch: 0-based.
+        b: 0..n // batch_size - 1, else ``ValueError``.
+    """
+    if not 0 <= b < n // batch_size:
+        raise ValueError(f"there is no batch {b} of {batch_size} in {n} samples: they make {n // batch_size}")
+    return rng.permutation(n, seed, epoch)[b * batch_size : (b + 1) * batch_size]
+
+
+def _make_source(dataset: ArrayDataset | FileDataset, settings: Settings) -> ArraySource | FileSource:
+    return ArraySource(dataset, settings) if isinstance(dataset, ArrayDataset) else FileSource(dataset, settings)
+
+
+def _check_shares(batch_size: int, rank: int, world_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be 1 or more, not {batch_size}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"the rank must be in 0..{world_size - 1}, not {rank}")
+
+
+class TrainLoader:
+    """Augmented batches in random order, an epoch at a time; the last, incomplete global batch is left out.
+
+    Args:
+        dataset: an :class:`ArrayDataset` or a :class:`FileDataset`.
+        batch_size: over all processes; a multiple of ``world_size``, at most the size of the data set.
+        seed: of order and augmentation.
+        rank: of this process.
+        world_size: number of processes.
+        device: where batches go.
+        channels_last: memory order of the images.
+        crop_padding: pixels of zeros around an image in memory before the random crop; -1 for the data set's own.
+            Images in files have their random resized crop instead.
+        hflip: flip half of the images left to right; None for the data set's own.
+        im_size: side of an image in a batch; 0 for the data set's own. Images in memory are resized to it.
+        num_workers: loading processes for images in files.
+        pin_memory: page-locked memory for images in files on their way to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: ArrayDataset | FileDataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        crop_padding: int = -1,
+        hflip: bool | None = None,
+        im_size: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        _check_shares(batch_size, rank, world_size)
+        if batch_size % world_size:
+            raise ValueError(f"the batch size {batch_size} is not divisible by the number of processes, {world_size}")
+        if len(dataset) < batch_size:
+            raise ValueError(f"{dataset.name} has {len(dataset)} training images, fewer than one batch of {batch_size}")
+        self._n, self._batch_size, self._seed = len(dataset), batch_size, seed
+        share = batch_size // world_size
+        self._share = slice(rank * share, (rank + 1) * share)
+        settings = Settings(
+            train=True,
+            device=torch.device(device),
+            channels_last=channels_last,
+            im_size=im_size or dataset.image_size,
+            crop_padding=dataset.crop_padding if crop_padding < 0 else crop_padding,
+            hflip=dataset.hflip if hflip is None else hflip,
+            seed=seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+        self._source = _make_source(dataset, settings)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._n // self._batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This process's part of the global batches ``start``, ``start + 1``, ... of an epoch (both from 0 on)."""
+        order = rng.permutation(self._n, self._seed, epoch)[: len(self) * self._batch_size]
+        shares = order.view(len(self), self._batch_size)[start:, self._share]
+        return self._source.batches(list(shares.contiguous()), epoch)
+
+
+class EvalLoader:
+    """Every sample once over all processes, in the order of the data set, as it is: iterate over the loader.
+
+    Global batch b has the samples from ``b * batch_size`` on; a process takes its part of it, and parts differ by at
+    most one sample. There is no padding: a process may have fewer batches than another, or none, so that sums over
+    processes must not be taken batch by batch.
+
+    Args:
+        dataset: an :class:`ArrayDataset` or a :class:`FileDataset`.
+        batch_size: over all processes.
+        rank: of this process.
+        world_size: number of processes.
+        device: where batches go.
+        channels_last: memory order of the images.
+        im_size: side of an image in a batch; 0 for the data set's own.
+        resize: (short) side that an image is resized to before its centre of ``im_size`` is cut out. 0: images in files
+            by the usual 256 to 224, images in memory to ``im_size`` and nothing cut.
+        num_workers: loading processes for images in files.
+        pin_memory: page-locked memory for images in files on their way to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: ArrayDataset | FileDataset,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        im_size: int = 0,
+        resize: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        _check_shares(batch_size, rank, world_size)
+        size = im_size or dataset.image_size
+        if 0 < resize < size:
+            raise ValueError(f"images resized to {resize} pixels (TEST.IM_SIZE) do not hold a centre of {size}")
+        self._plan = _eval_plan(len(dataset), batch_size, rank, world_size)
+        settings = Settings(
+            train=False,
+            device=torch.device(device),
+            channels_last=channels_last,
+            im_size=size,
+            resize=resize,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+        self._source = _make_source(dataset, settings)
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._source.batches(self._plan, 0)
+
+
+def _eval_plan(n: int, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
+    """The ids of each of a process's batches."""
+    ids = torch.arange(n)
+    parts = (batch.tensor_split(world_size)[rank] for batch in ids.split(batch_size))
+    return [part for part in parts if len(part)]
