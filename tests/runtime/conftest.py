@@ -18,7 +18,9 @@ from pycls.runtime import launch
 launch.STOP_GRACE_S = float(sys.argv[3])
 launch.FAILURE_GRACE_S = 2.0
 try:
-    sys.exit(launch.launch_local(int(sys.argv[1]), [sys.argv[2]]))
+    code = launch.launch_local(int(sys.argv[1]), [sys.argv[2]])
+    assert "torch" not in sys.modules
+    sys.exit(code)
 except InputError as error:
     print(f"InputError: {error}", file=sys.stderr)
     sys.exit(2)
@@ -29,7 +31,7 @@ except RunError as error:
 
 WORKER = """
 import os, signal, sys, time
-from pycls.runtime.worker import report_error, start_worker
+from pycls.runtime.worker import leave, report_error, start_worker
 start_worker()
 rank = int(os.environ["RANK"])
 """
@@ -38,8 +40,9 @@ rank = int(os.environ["RANK"])
 @pytest.fixture
 def env() -> dict[str, str]:
     """The environment of a test's processes: one thread each, and none of the variables of a launch."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    unwanted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PYTHONUNBUFFERED")
+    clean = {key: value for key, value in os.environ.items() if key not in unwanted}
+    return {**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ assert agree(rank == 1) == (ranks.world_size > 1) and not agree(False)
 assert broadcast_object({"from": rank}) == {"from": 0}
 barrier()
 destroy()
-print(f"{rank} of {ranks.world_size}\\n", end="")
+print(f"{rank} of {ranks.world_size}", flush=True)
 """
 
 

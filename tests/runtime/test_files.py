@@ -66,7 +66,7 @@ def test_an_os_error_inside_torch_save_is_found(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(RunError, match="No space left on device"):
-        atomic_write(tmp_path / "model", lambda _: torch.save(torch.zeros(10), Full()))
+        atomic_write(tmp_path / "model", lambda _: torch.save(torch.zeros(10), Full()))  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == []
 
 

@@ -47,7 +47,7 @@ def is_running(pid: int) -> bool:
 def test_each_worker_knows_its_place(launch: Launch) -> None:
     code, out, err = finish(launch(3, """
         names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
-        print(" ".join([os.environ[name] for name in names]) + "\\n", end="")
+        print(" ".join([os.environ[name] for name in names]), flush=True)
     """))  # fmt: skip
     assert (code, err) == (0, "")
     assert sorted(out.splitlines()) == ["0 3 0 3", "1 3 1 3", "2 3 2 3"]
@@ -57,7 +57,7 @@ def test_starting_and_ending_cost_little(launch: Launch) -> None:
     """A launch is two plain interpreters, one after the other: no torch in the launcher, no rendezvous."""
     start = time.monotonic()
     assert finish(launch(2, "assert 'torch' not in sys.modules"))[0] == 0
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 4.0, "about 0.2 s on an idle machine"
 
 
 def test_the_first_error_is_shown_once_and_ends_all(launch: Launch) -> None:
@@ -93,7 +93,7 @@ def test_workers_that_do_not_heed_are_killed_when_one_fails(launch: Launch) -> N
         if rank == 1:
             time.sleep(0.5)
             os._exit(7)
-        print(os.getpid())
+        print(os.getpid(), flush=True)
         while True:
             time.sleep(0.1)
     """))  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_run_error_names_its_rank(launch: Launch) -> None:
         from pycls.errors import RunError
         if rank == 1:
             report_error(RunError("the loss is nan at step 5"))
-            sys.exit(1)
+            leave(1)
         time.sleep(30)
     """))  # fmt: skip
     assert code == 1
@@ -248,6 +248,16 @@ def test_without_a_launcher_an_error_is_the_callers_to_show(monkeypatch: pytest.
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "elastic.json"))
     assert not worker.report_error(ValueError("x"))
     assert "ValueError: x" in (tmp_path / "elastic.json").read_text()
+
+
+def test_an_abort_after_the_report_is_not_the_cause(launch: Launch) -> None:
+    """A process group that nobody left can abort the process while the interpreter shuts down."""
+    code, _, err = finish(launch(1, """
+        report_error(ValueError("the cause"))
+        os.abort()
+    """))  # fmt: skip
+    last = err.splitlines()[-1]
+    assert code == 1 and re.fullmatch(r"RunError: rank 0 of 1 on \S+ failed \(SIGABRT\): ValueError: the cause", last)
 
 
 def test_only_the_first_report_of_a_process_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
