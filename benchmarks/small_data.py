@@ -127,7 +127,7 @@ def report(times: dict[str, list[float]], content: str) -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     first = next(iter(medians.values()))
     repeats = len(next(iter(times.values())))
-    print(f"Fashion-MNIST ({content}), 60,000 images, batch {BATCH}, crop (padding 2), flip, normalise; {repeats} repeats")
+    print(f"Fashion-MNIST ({content}), 60,000 images, batch {BATCH}, crop (padding 2) and flip; {repeats} repeats")
     print(f"{machine()}; Python {platform.python_version()}; {datetime.date.today().isoformat()}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; torchvision {torchvision_version}\n")
     print(f"{'seconds an epoch':26}{'median':>8}{'least':>8}{'most':>8}   times as fast as torchvision with 2 workers")
