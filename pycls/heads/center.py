@@ -40,7 +40,7 @@ class CenterLoss(Auxiliary):
         self.weight, self.center_rate = weight, center_rate
         self.register_buffer("centers", torch.zeros(num_classes, in_features))
 
-    def forward(self, features: Tensor, labels: Tensor, measure: Tensor | None, weights: Tensor) -> Tensor:
+    def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, as a mean."""
         distances = (features - self.centers[labels]).square().sum(dim=1)
         return self.weight / 2 * (distances * weights).sum()

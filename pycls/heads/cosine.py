@@ -1,49 +1,96 @@
-"""The cosine similarity ``z = s cos(w, x)``."""
+"""The cosine similarity ``z = s cos(w, x)``, and the heads that are nothing but that."""
 
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.gram import Form
-from pycls.heads.parts import Queries, Similarity, unit
-from pycls.registry import SIMILARITIES
+from pycls.heads.head import Head
+from pycls.heads.parts import Queries, Similarity, Target, unit
+from pycls.heads.scale import Learning, Scale
+from pycls.registry import HEADS, SIMILARITIES
 
 
 @SIMILARITIES.register("cosine")
 class Cosine(Similarity):
-    """Scaled cosine with each prototype: ``z_j = s w_j . x / (|w_j| |x|)``.
+    """Scaled cosine with each prototype: ``z_j = s w_j . x / (|w_j| |x|)``, the largest of a class's centres.
 
     A zero feature or prototype has cosine 0 with everything, and no gradient.
 
     Args:
         in_features: D.
         num_classes: K.
-        scale: s > 0.
+        scale: s > 0, or where it starts; 0 for AdaCos's sqrt(2) ln(K - 1).
+        learning: s is fixed, learned as it is, or softplus(s_) + 1 of a learned s_ that starts at 0.
+        num_centers: prototypes a class.
 
     Raises:
-        ValueError: if scale is not positive.
+        ValueError: if scale is negative or num_centers not positive.
     """
 
     name = "cosine"
     domain = "cosine"
-    scale: Tensor
 
-    def __init__(self, in_features: int, num_classes: int, scale: float = 30.0) -> None:
+    def __init__(
+        self, in_features: int, num_classes: int, scale: float = 30.0, learning: Learning = "fixed", num_centers: int = 1
+    ) -> None:
         super().__init__()
-        if scale <= 0:
-            raise ValueError(f"the scale of a cosine is positive, not {scale}")
+        if num_centers < 1:
+            raise ValueError(f"a class has at least one centre, not {num_centers}")
         # rows of about unit length: the step that a learning rate makes turns them by an angle that does not hang on D
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, in_features**-0.5))
-        self.form = Form(columns="unit")
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.weight = nn.Parameter(torch.empty(num_classes * num_centers, in_features).normal_(0.0, in_features**-0.5))
+        self.form = Form(columns="unit", num_centers=num_centers)
+        self.scaling = Scale(scale, learning, num_classes)
+
+    @property
+    def scale(self) -> Tensor | float:
+        """s: a number, or a 0-dim tensor if it is learned."""
+        value: Tensor | float = self.scaling()
+        return value
 
     def queries(self, features: Tensor) -> Queries:
         """s x / |x|."""
         return Queries(unit(features)[0] * self.scale)
 
-    def to_margin_domain(self, u: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """u / s."""
         return u / self.scale
 
-    def from_margin_domain(self, value: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
         """s cos."""
         return value * self.scale
+
+
+@HEADS.register("normface")
+def normface(in_features: int, num_classes: int, scale: float = 10.0) -> Head:
+    """NormFace: a cosine with a learned scale (Wang et al., ACM MM 2017, equation 6).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        scale: where the learned s starts.
+    """
+    return Head(Cosine(in_features, num_classes, scale, "learned"), None, CrossEntropy())
+
+
+@HEADS.register("cosloss")
+def cosloss(in_features: int, num_classes: int) -> Head:
+    """CosLoss: a cosine with scale ``softplus(s_) + 1``, s_ learned from 0 (Kobayashi, CVPR 2021, the baseline's head).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+    """
+    return Head(Cosine(in_features, num_classes, learning="softplus"), None, CrossEntropy())
+
+
+@HEADS.register("coco")
+def coco(in_features: int, num_classes: int, alpha: float = 6.25) -> Head:
+    """COCO: congenerous cosine loss, ``alpha cos`` with prototypes for centroids (Liu et al., 2017, equation 6).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        alpha: the norm that features are given.
+    """
+    return Head(Cosine(in_features, num_classes, alpha), None, CrossEntropy())

@@ -69,7 +69,7 @@ class Scores(NamedTuple):
     Attributes:
         logits: [N, K].
         others: [N, L], log-sum-exp of the logits (plus ``offset``) over the classes that are not the target.
-        total: [N], sum of the logits over all classes.
+        total: [N], (weighted) sum of the logits over all classes.
         measure: [N, L], u of the target.
         squared_norm: [N, L], |w|^2 of the target's prototype.
     """
@@ -92,7 +92,7 @@ def gram_scores(
     offset: Tensor | None = None,
     targets: Tensor | None = None,
     reduce: bool = False,
-    total: bool = False,
+    total: bool | Tensor = False,
     norms: bool = False,
     chunk: int = 0,
 ) -> Scores:
@@ -108,11 +108,12 @@ def gram_scores(
         offset: [K], added to the logits inside ``others`` only (logit adjustment); no gradient.
         targets: int64 [N, L]; negative means no target.
         reduce: whether ``others`` is wanted.
-        total: whether ``total`` is wanted.
+        total: whether ``total`` is wanted; weights [K] for a weighted sum.
         norms: whether ``squared_norm`` is wanted (``columns="plain"`` and one centre a class).
         chunk: classes a chunk; 0 chooses.
     """
-    return Scores(*_Gram.apply(x, weight, row, bias, scale, offset, targets, form, reduce, total, norms, chunk))
+    weights = total if isinstance(total, Tensor) else weight.new_ones(len(weight) // form.num_centers) if total else None
+    return Scores(*_Gram.apply(x, weight, row, bias, scale, offset, targets, weights, form, reduce, norms, chunk))
 
 
 def _chunks(num_classes: int, width: int, chunk: int) -> list[tuple[int, int]]:
@@ -141,7 +142,7 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, row: Tensor | None, bias: Tensor | None, scale: Tensor | None,
-        offset: Tensor | None, targets: Tensor | None, form: Form, reduce: bool, total: bool, norms: bool, chunk: int,
+        offset: Tensor | None, targets: Tensor | None, total: Tensor | None, form: Form, reduce: bool, norms: bool, chunk: int,
     ) -> tuple[Tensor | None, ...]:
         samples, centers = len(x), form.num_centers
         classes = len(weight) // centers
@@ -204,8 +205,8 @@ class _Gram(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.form, ctx.chunks = form, chunks
         ctx.has_row, ctx.has_bias = row is not None, bias is not None
-        ctx.save_for_backward(x, weight, scale, offset, targets, z, inverse, picks, others, mass, hot)
-        return z, others, z.sum(dim=1) if total else None, measure, squared_norm
+        ctx.save_for_backward(x, weight, scale, offset, targets, total, z, inverse, picks, others, mass, hot)
+        return z, others, None if total is None else z @ total, measure, squared_norm
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -213,7 +214,7 @@ class _Gram(torch.autograd.Function):
         ctx: Any, grad_z: Tensor | None, grad_others: Tensor | None, grad_total: Tensor | None,
         grad_measure: Tensor | None, grad_norm: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        x, weight, scale, offset, targets, z, inverse, picks, others, mass, hot = ctx.saved_tensors
+        x, weight, scale, offset, targets, total, z, inverse, picks, others, mass, hot = ctx.saved_tensors
         form: Form = ctx.form
         need_x, need_weight, need_row, need_bias, need_scale = ctx.needs_input_grad[:5]
         grad_x = torch.zeros_like(x) if need_x else None
@@ -237,7 +238,8 @@ class _Gram(torch.autograd.Function):
                             share.mul_(grad_others[:, k, None])
                         grad = share if grad is None else grad.add_(share)
                 if grad_total is not None:
-                    grad = grad_total[:, None].expand_as(part).clone() if grad is None else grad.add_(grad_total[:, None])
+                    spread = torch.outer(grad_total, total[low:high])
+                    grad = spread if grad is None else grad.add_(spread)
                 if grad is None:
                     grad = torch.zeros_like(part)
                 if grad_scale is not None:

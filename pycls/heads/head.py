@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.parts import Auxiliary, Criterion, LogitsCriterion, Margin, Queries, Similarity, SoftmaxCriterion
+from pycls.heads.gram import Scores
+from pycls.heads.parts import (
+    Auxiliary,
+    Criterion,
+    LogitsCriterion,
+    Margin,
+    Queries,
+    Similarity,
+    SoftmaxCriterion,
+    Target,
+)
 
 Labels = Tensor | tuple[Tensor, Tensor, Tensor | float]
 """int64 [N], or a mixture (labels_a [N], labels_b [N], lam: number or [N]) meaning lam a + (1 - lam) b."""
@@ -32,7 +42,7 @@ class Head(nn.Module):
 
     All of its arithmetic is float32 (float64 for float64 features), also under autocast. The margin acts in training
     mode only: ``head(x, y).loss`` in evaluation mode is the loss without margin. The loss is the mean over the samples
-    that have a target (label >= 0).
+    that have a target (label >= 0), weighted by the criterion's class weights.
 
     Args:
         similarity: how features and prototypes are compared.
@@ -43,6 +53,8 @@ class Head(nn.Module):
     Raises:
         ValueError: if the parts do not fit each other.
     """
+
+    steps: Tensor
 
     def __init__(
         self,
@@ -56,16 +68,19 @@ class Head(nn.Module):
         self.margin = margin
         self.criterion = criterion
         self.auxiliaries = nn.ModuleList(auxiliaries)
+        self.margin_warmup = 0
+        """Training passes over which the margin grows from 0 to its full size."""
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if margin is not None and margin.domain != similarity.domain:
             raise ValueError(
                 f"the margin {_name(margin)} acts on a {margin.domain}, but the similarity {_name(similarity)} "
                 + (f"has a {similarity.domain}" if similarity.domain else "takes no margin")
             )
         for auxiliary in self._auxiliaries():
-            wanted = auxiliary.domain
-            if wanted is not None and wanted != similarity.domain:
+            if auxiliary.needs_likelihood and not similarity.log_likelihood:
                 raise ValueError(
-                    f"the auxiliary loss {_name(auxiliary)} needs a {wanted}, which {_name(similarity)} does not have"
+                    f"the auxiliary loss {_name(auxiliary)} needs logits that are log-likelihoods, as gaussian's are; "
+                    f"those of {_name(similarity)} are not"
                 )
         criterion.check(similarity.num_classes)
 
@@ -94,13 +109,17 @@ class Head(nn.Module):
         bias = self.similarity.num_classes if self.similarity.bias is not None else 0
         return self.weight.numel() + bias, self.similarity.num_classes
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch (from 0 on) by the training loop, for schedules by epoch."""
+        self.criterion.set_epoch(epoch)
+
     def forward(self, features: Tensor, labels: Labels | None = None) -> HeadOutput:
         """Logits of features [N, D]; with labels also the loss and its terms."""
         with torch.autocast(features.device.type, enabled=False):
             x = features if features.dtype == torch.float64 else features.float()
             queries = self.similarity.queries(x)
             if labels is None:
-                return HeadOutput(self.similarity.scores(queries).logits)
+                return HeadOutput(self._shown(self.similarity.scores(queries).logits))
             targets, shares = _targets(labels, x)
             # a GPU would have to be waited for; there the data set's labels were checked when it was built
             if targets.device.type == "cpu" and int(targets.max()) >= self.similarity.num_classes:
@@ -111,50 +130,87 @@ class Head(nn.Module):
         """``targets`` int64 [N, L] and the share of each in the loss [N, L], 0 where there is no target."""
         criterion = self.criterion
         if isinstance(criterion, SoftmaxCriterion):
-            scores = self.similarity.scores(
-                queries, targets, reduce=True, total=criterion.uses_total, offset=criterion.offset()
-            )
+            total: bool | Tensor = criterion.uses_total
+            if total and (weights := criterion.class_weights()) is not None:
+                total = weights.to(x.dtype)
+            scores = self.similarity.scores(queries, targets, reduce=True, total=total, offset=self._offset(x.dtype))
         else:
             scores = self.similarity.scores(queries, targets)
-        assert scores.measure is not None
-        weights = shares / shares.sum().clamp(min=torch.finfo(shares.dtype).eps)
+        clamped = targets.clamp(min=0)
+        present = (targets >= 0).to(shares.dtype)
+        weight = present if (weights := criterion.class_weights()) is None else present * weights[clamped].to(x.dtype)
+        least = torch.finfo(shares.dtype).eps
+        # of a mixture each label set has its own mean: lam times the one plus 1 - lam times the other
+        heavy = shares * weight / weight.sum(dim=0).clamp(min=least)
+        even = shares / present.sum(dim=0).clamp(min=least)
         total_loss = x.new_zeros(())
         sums: dict[str, Tensor] = {}
         for k in range(targets.shape[1]):
-            labels = targets[:, k].clamp(min=0)
-            norm = None if scores.squared_norm is None else scores.squared_norm[:, k]
-            measure = scores.measure[:, k]
-            plain = self.similarity.link(measure)
-            target = self._with_margin(measure, queries, norm, labels) if self.training and self.margin else plain
-            if isinstance(criterion, SoftmaxCriterion):
-                assert scores.others is not None
-                total = None if scores.total is None else scores.total - plain + target
-                losses = criterion(target, scores.others[:, k], total, labels, self.similarity.num_classes)
-            else:
-                assert isinstance(criterion, LogitsCriterion)
-                losses = criterion(scores.logits.scatter(1, labels[:, None], target[:, None]), labels)
-            terms: dict[str, Tensor] = {_name(criterion): (losses * weights[:, k]).sum()}
+            labels = clamped[:, k]
+            plain, target = self._target_logits(scores, queries, labels, k)
+            losses = self._criterion_losses(scores, plain, target, labels, k)
+            terms: dict[str, Tensor] = {_name(criterion): (losses * heavy[:, k]).sum()}
             for auxiliary in self._auxiliaries():
-                seen = self.similarity.to_margin_domain(measure, queries, norm) if auxiliary.domain else None
-                terms[auxiliary.term] = auxiliary(x, labels, seen, weights[:, k])
+                terms[auxiliary.term] = auxiliary(x, labels, plain, even[:, k])
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach()
                 total_loss = total_loss + value
         if self.training:
-            with torch.no_grad():
-                for auxiliary in self._auxiliaries():
-                    auxiliary.update(x.repeat(targets.shape[1], 1), targets.clamp(min=0).t().flatten(),
-                                     shares.t().flatten())
-        return HeadOutput(scores.logits, total_loss, sums)
+            self._advance(x.detach(), clamped, shares)
+        return HeadOutput(self._shown(scores.logits), total_loss, sums)
+
+    def _target_logits(self, scores: Scores, queries: Queries, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The target's logits [N] without and with margin, of label set k; the same tensor where there is none."""
+        assert scores.measure is not None
+        measure = scores.measure[:, k]
+        plain = self.similarity.link(measure)
+        if not self.training or self.margin is None:
+            return plain, plain
+        target = Target(labels, queries.norm, None if scores.squared_norm is None else scores.squared_norm[:, k])
+        value = self.similarity.to_margin_domain(measure, target)
+        harder = self.margin(value, labels)
+        if self.margin_warmup > 0:
+            harder = torch.lerp(value, harder, ((self.steps + 1) / self.margin_warmup).clamp(max=1).to(value.dtype))
+        return plain, self.similarity.link(self.similarity.from_margin_domain(harder, target))
+
+    def _criterion_losses(self, scores: Scores, plain: Tensor, target: Tensor, labels: Tensor, k: int) -> Tensor:
+        """Loss a sample [N] by label set k."""
+        criterion = self.criterion
+        if isinstance(criterion, SoftmaxCriterion):
+            assert scores.others is not None
+            total = scores.total
+            if total is not None and target is not plain:
+                weights = criterion.class_weights()
+                total = total + (target - plain) * (1 if weights is None else weights[labels].to(plain.dtype))
+            if (offset := self._offset(target.dtype)) is not None:
+                target = target + offset[labels]
+            return criterion(target, scores.others[:, k], total, labels, self.similarity.num_classes)
+        assert isinstance(criterion, LogitsCriterion)
+        logits = scores.logits if target is plain else scores.logits.scatter(1, labels[:, None], target[:, None])
+        return criterion(logits, labels)
+
+    @torch.no_grad()
+    def _advance(self, x: Tensor, targets: Tensor, shares: Tensor) -> None:
+        """A training step is over: counters and centres move."""
+        self.steps += 1
+        if self.margin is not None:
+            self.margin.advance()
+        sets = targets.shape[1]
+        for auxiliary in self._auxiliaries():
+            auxiliary.update(x.repeat(sets, 1) if sets > 1 else x, targets.t().flatten(), shares.t().flatten())
+
+    def _shown(self, logits: Tensor) -> Tensor:
+        """The logits, with a post-hoc adjustment in evaluation mode."""
+        offset = None if self.training else self._offset(logits.dtype)
+        return logits if offset is None else logits + offset
+
+    def _offset(self, dtype: torch.dtype) -> Tensor | None:
+        """[K] that the criterion adds to the logits, or None."""
+        offset = self.criterion.offset() if isinstance(self.criterion, SoftmaxCriterion) else None
+        return None if offset is None else offset.to(dtype)
 
     def _auxiliaries(self) -> list[Auxiliary]:
         return [module for module in self.auxiliaries if isinstance(module, Auxiliary)]
-
-    def _with_margin(self, measure: Tensor, queries: Queries, norm: Tensor | None, labels: Tensor) -> Tensor:
-        """Logit [N] of the target with its margin."""
-        assert self.margin is not None
-        value = self.margin(self.similarity.to_margin_domain(measure, queries, norm), labels)
-        return self.similarity.link(self.similarity.from_margin_domain(value, queries, norm))
 
 
 def _targets(labels: Labels, x: Tensor) -> tuple[Tensor, Tensor]:

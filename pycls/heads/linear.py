@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.gram import Form
+from pycls.heads.gram import TINY, Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Domain, Queries, Similarity
+from pycls.heads.parts import Domain, Queries, Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES
 
 
@@ -37,19 +37,19 @@ class Linear(Similarity):
 
     def queries(self, features: Tensor) -> Queries:
         """The features as they are, and their norms if a margin may ask for them."""
-        return Queries(features, norm=features.square().sum(dim=1).clamp(min=1e-24).sqrt() if self.needs_norms else None)
+        return Queries(features, norm=features.square().sum(dim=1).clamp(min=TINY).sqrt() if self.needs_norms else None)
 
-    def to_margin_domain(self, u: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """cos = w.x / (|w| |x|)."""
-        return u / self._norms(queries, squared_norm)
+        return u / self._norms(target)
 
-    def from_margin_domain(self, value: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
         """|w| |x| cos."""
-        return value * self._norms(queries, squared_norm)
+        return value * self._norms(target)
 
-    def _norms(self, queries: Queries, squared_norm: Tensor | None) -> Tensor:
-        assert queries.norm is not None and squared_norm is not None
-        return queries.norm * squared_norm.clamp(min=1e-24).sqrt()
+    def _norms(self, target: Target) -> Tensor:
+        assert target.feature_norm is not None and target.squared_norm is not None
+        return target.feature_norm * target.squared_norm.clamp(min=TINY).sqrt()
 
 
 @HEADS.register("softmax")

@@ -39,11 +39,13 @@ class Similarity(nn.Module):
         form: how the measure u and the logits follow from the products (see ``gram.py``).
         domain: what a margin may act on: ``"cosine"``, ``"distance"`` (squared), or None for no margin at all.
         needs_norms: whether the target's measure needs the norm of its prototype.
+        log_likelihood: whether the logits are log-likelihoods of the features (up to a constant).
         chunk: classes worked on at a time; 0 chooses.
     """
 
     domain: ClassVar[Domain | None] = None
     needs_norms: bool = False
+    log_likelihood: ClassVar[bool] = False
     weight: nn.Parameter
     bias: nn.Parameter | None
     form: Form
@@ -62,17 +64,21 @@ class Similarity(nn.Module):
     def queries(self, features: Tensor) -> Queries:
         """What depends on the features alone."""
 
+    def prototypes(self) -> tuple[Tensor, Tensor | None]:
+        """The rows that the features are multiplied with [K * num_centers, D'], and what is added to a class [K]."""
+        return self.weight, self.bias
+
     def link_scale(self) -> Tensor | None:
         """0-dim tensor handed to the form's link, or None."""
         return None
 
-    def to_margin_domain(self, u: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+    def to_margin_domain(self, u: Tensor, target: "Target") -> Tensor:
         """The cosine or squared distance behind the measure u [N]. Only called if there is a domain."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} has no margin domain")
 
-    def from_margin_domain(self, value: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+    def from_margin_domain(self, value: Tensor, target: "Target") -> Tensor:
         """Inverse of :meth:`to_margin_domain`."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} has no margin domain")
 
     def link(self, u: Tensor) -> Tensor:
         """Logit of measure u [N], differentiable."""
@@ -84,15 +90,30 @@ class Similarity(nn.Module):
         targets: Tensor | None = None,
         *,
         reduce: bool = False,
-        total: bool = False,
+        total: bool | Tensor = False,
         offset: Tensor | None = None,
     ) -> Scores:
         """One pass over the prototypes; see :func:`pycls.heads.gram.gram_scores`."""
+        weight, bias = self.prototypes()
         return gram_scores(
-            queries.x, self.weight, self.form, row=queries.row, bias=self.bias, scale=self.link_scale(), offset=offset,
+            queries.x, weight, self.form, row=queries.row, bias=bias, scale=self.link_scale(), offset=offset,
             targets=targets, reduce=reduce, total=total, norms=self.needs_norms and targets is not None,
             chunk=self.chunk,
         )
+
+
+class Target(NamedTuple):
+    """A sample's target class, as far as its measure may depend on it.
+
+    Attributes:
+        labels: int64 [N], clamped to 0 where there is none.
+        feature_norm: [N], |x|, or None.
+        squared_norm: [N], |w_y|^2, if the similarity ``needs_norms``.
+    """
+
+    labels: Tensor
+    feature_norm: Tensor | None
+    squared_norm: Tensor | None
 
 
 class Margin(nn.Module):
@@ -106,7 +127,10 @@ class Margin(nn.Module):
 
     @abstractmethod
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
-        """The target's measure [N] with the margin; ``labels`` int64 [N] (negative entries are ignored later)."""
+        """The target's measure [N] with the margin; ``labels`` int64 [N], clamped to 0 where there is no target."""
+
+    def advance(self) -> None:
+        """Called once a training step, after the loss: moves the buffers of an annealing schedule."""
 
 
 class Criterion(nn.Module):
@@ -114,6 +138,13 @@ class Criterion(nn.Module):
 
     def check(self, num_classes: int) -> None:
         """Raises ``ValueError`` if the criterion's own numbers do not fit so many classes."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch (from 0 on) by the training loop, for schedules by epoch."""
+
+    def class_weights(self) -> Tensor | None:
+        """[K], weights of the samples of each class in the mean, or None for equal ones."""
+        return None
 
 
 class SoftmaxCriterion(Criterion):
@@ -126,7 +157,10 @@ class SoftmaxCriterion(Criterion):
     uses_total: bool = False
 
     def offset(self) -> Tensor | None:
-        """[K], added to the logits (also to the target's) before they are compared; None for nothing."""
+        """[K], added to all logits before they are compared; None for nothing.
+
+        What it gives in evaluation mode is part of the logits that the head returns (post-hoc adjustment).
+        """
         return None
 
     @abstractmethod
@@ -155,20 +189,20 @@ class Auxiliary(nn.Module):
 
     Attributes:
         term: its name among ``HeadOutput.terms``.
-        domain: the similarity domain it needs, or None for any.
+        needs_likelihood: whether it needs logits that are log-likelihoods.
     """
 
     term: ClassVar[str]
-    domain: ClassVar[Domain | None] = None
+    needs_likelihood: ClassVar[bool] = False
 
     @abstractmethod
-    def forward(self, features: Tensor, labels: Tensor, measure: Tensor | None, weights: Tensor) -> Tensor:
+    def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Scalar loss.
 
         Args:
             features: [N, D].
             labels: int64 [N], clamped to 0 where there is no target.
-            measure: the target's measure in ``domain`` without margin [N], if a domain is declared.
+            logit: the target's, without margin [N].
             weights: [N], the share of each sample in the mean (0 where there is no target).
         """
 

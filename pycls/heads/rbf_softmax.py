@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.gram import Form, Link
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity
+from pycls.heads.parts import Queries, Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES
 
 
@@ -55,11 +55,11 @@ class RadialBasis(Similarity):
         row = math.log(self.scale) - features.square().sum(dim=1) / self.gamma
         return Queries(features * (2 / self.gamma), row=row)
 
-    def to_margin_domain(self, u: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """|x - w|^2 = gamma (ln s - u)."""
         return self.gamma * (math.log(self.scale) - u)
 
-    def from_margin_domain(self, value: Tensor, queries: Queries, squared_norm: Tensor | None) -> Tensor:
+    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
         """ln s - |x - w|^2 / gamma."""
         return math.log(self.scale) - value / self.gamma
 

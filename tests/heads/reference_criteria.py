@@ -44,8 +44,8 @@ def focal(z: Tensor, y: int, o: Options) -> Tensor:
     others = [z[j] for j in range(len(z)) if j != y]
     if not others:
         return -logp * 0.0 ** o["gamma"]
-    miss = torch.exp(log_sum_exp(torch.stack(others)) - log_sum_exp(z))
-    return -(miss ** o["gamma"]) * logp
+    log_miss = log_sum_exp(torch.stack(others)) - log_sum_exp(z)
+    return -torch.exp(o["gamma"] * log_miss) * logp
 
 
 def adjusted(z: Tensor, y: int, o: Options) -> Tensor:

@@ -1,0 +1,151 @@
+"""Additive angular margins: ArcFace, its sub-centre form, and the combined margin (Deng et al., CVPR 2019; ECCV 2020)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pycls.heads.cosine import Cosine
+from pycls.heads.cross_entropy import CrossEntropy
+from pycls.heads.head import Head
+from pycls.heads.parts import Margin
+from pycls.registry import HEADS, MARGINS
+
+
+def sine(cos: Tensor) -> Tensor:
+    """sqrt(1 - cos^2), 0 without a slope where rounding decides what is left of it: there the slope has no bound."""
+    square, least = 1 - cos.square(), 4 * torch.finfo(cos.dtype).eps
+    return torch.where(square > least, square.clamp(min=least).sqrt(), 0)
+
+
+def angle(cos: Tensor) -> Tensor:
+    """arccos, 0 or pi without a slope where rounding decides."""
+    square, least = 1 - cos.square(), 4 * torch.finfo(cos.dtype).eps
+    inner = square > least
+    return torch.where(inner, torch.where(inner, cos, 0).acos(), torch.where(cos > 0, 0.0, math.pi))
+
+
+@MARGINS.register("additive_angle")
+class AdditiveAngle(Margin):
+    """``cos(theta + m)`` for the target (ArcFace, equation 3).
+
+    Past ``theta = pi - m``, where that would rise again, it is ``cos - m sin m``, as in the authors' code. The gradient is
+    the exact one: ``cos(theta + m) = cos cos m - sin sin m``.
+
+    Args:
+        margin: m in radians, in [0, pi).
+        easy_margin: ``cos(theta + m)`` where cos > 0 only, and the plain cosine elsewhere.
+
+    Raises:
+        ValueError: if margin is outside [0, pi).
+    """
+
+    name = "additive_angle"
+    domain = "cosine"
+
+    def __init__(self, margin: float = 0.5, easy_margin: bool = False) -> None:
+        super().__init__()
+        if not 0 <= margin < math.pi:
+            raise ValueError(f"the margin is an angle in [0, pi), not {margin}")
+        self.value, self.easy_margin = margin, easy_margin
+
+    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+        """cos(theta + m), continued."""
+        m = self.value
+        turned = measure * math.cos(m) - sine(measure) * math.sin(m)
+        if self.easy_margin:
+            return torch.where(measure > 0, turned, measure)
+        return torch.where(measure >= math.cos(math.pi - m), turned, measure - m * math.sin(m))
+
+    def extra_repr(self) -> str:
+        """margin, easy_margin."""
+        return f"margin={self.value}, easy_margin={self.easy_margin}"
+
+
+@MARGINS.register("combined")
+class Combined(Margin):
+    """``cos(m1 theta + m2) - m3`` for the target (ArcFace, equation 4): SphereFace's, ArcFace's and CosFace's in one.
+
+    With m1 = 1 it is continued past pi as :class:`AdditiveAngle` is. With another m1 it is continued as L-Softmax's psi
+    is: ``(-1)^k cos(m1 theta + m2) - 2k - m3`` where ``m1 theta + m2`` is in [k pi, (k + 1) pi], which keeps it falling.
+
+    Args:
+        m1: factor of the angle, > 0.
+        m2: added to the angle, in radians, in [0, pi).
+        m3: subtracted from the cosine.
+
+    Raises:
+        ValueError: if m1 is not positive, m2 outside [0, pi) or m3 negative.
+    """
+
+    name = "combined"
+    domain = "cosine"
+
+    def __init__(self, m1: float = 1.0, m2: float = 0.0, m3: float = 0.0) -> None:
+        super().__init__()
+        if m1 <= 0 or m3 < 0:
+            raise ValueError(f"m1 is positive and m3 not negative, not {m1} and {m3}")
+        self.m1, self.m2, self.m3 = m1, m2, m3
+        self.additive = AdditiveAngle(m2)
+
+    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+        """cos(m1 theta + m2) - m3, continued."""
+        if self.m1 == 1:
+            return self.additive(measure, labels) - self.m3
+        reached = self.m1 * angle(measure) + self.m2
+        turns = (reached.detach() / math.pi).floor()
+        return (1 - 2 * turns.remainder(2)) * reached.cos() - 2 * turns - self.m3
+
+    def extra_repr(self) -> str:
+        """m1, m2, m3."""
+        return f"m1={self.m1}, m2={self.m2}, m3={self.m3}"
+
+
+@HEADS.register("arcface")
+def arcface(
+    in_features: int, num_classes: int, scale: float = 64.0, margin: float = 0.5, easy_margin: bool = False
+) -> Head:
+    """ArcFace: ``s cos(theta_y + m)`` against ``s cos theta_j`` (Deng et al., CVPR 2019, equation 3).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        scale: s, the norm that features are given; 0 for AdaCos's sqrt(2) ln(K - 1).
+        margin: m in radians.
+        easy_margin: the margin where cos > 0 only.
+    """
+    return Head(Cosine(in_features, num_classes, scale), AdditiveAngle(margin, easy_margin), CrossEntropy())
+
+
+@HEADS.register("combined")
+def combined(
+    in_features: int, num_classes: int, scale: float = 64.0, m1: float = 1.0, m2: float = 0.0, m3: float = 0.0
+) -> Head:
+    """The combined margin: ``s (cos(m1 theta_y + m2) - m3)`` (Deng et al., CVPR 2019, equation 4).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        scale: s, the norm that features are given; 0 for AdaCos's sqrt(2) ln(K - 1).
+        m1: factor of the angle.
+        m2: added to the angle, in radians.
+        m3: subtracted from the cosine.
+    """
+    return Head(Cosine(in_features, num_classes, scale), Combined(m1, m2, m3), CrossEntropy())
+
+
+@HEADS.register("subcenter_arcface")
+def subcenter_arcface(
+    in_features: int, num_classes: int, scale: float = 64.0, margin: float = 0.5, num_centers: int = 3
+) -> Head:
+    """Sub-centre ArcFace: the nearest of each class's centres counts (Deng et al., ECCV 2020, equation 2).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        scale: s, the norm that features are given; 0 for AdaCos's sqrt(2) ln(K - 1).
+        margin: m in radians.
+        num_centers: C; the prototypes k C .. k C + C - 1 are class k's.
+    """
+    similarity = Cosine(in_features, num_classes, scale, num_centers=num_centers)
+    return Head(similarity, AdditiveAngle(margin), CrossEntropy())

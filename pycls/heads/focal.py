@@ -1,0 +1,36 @@
+"""Focal loss (Lin et al., ICCV 2017), in its softmax form."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pycls.heads.parts import SoftmaxCriterion
+from pycls.registry import CRITERIA
+
+
+@CRITERIA.register("focal")
+class Focal(SoftmaxCriterion):
+    """``-(1 - p_y)^gamma log p_y`` (Lin et al., ICCV 2017, equation 4), p from the softmax.
+
+    Args:
+        gamma: >= 0; 0 is the cross entropy.
+
+    Raises:
+        ValueError: if gamma is negative.
+    """
+
+    name = "focal"
+
+    def __init__(self, gamma: float = 2.0) -> None:
+        super().__init__()
+        if gamma < 0:
+            raise ValueError(f"gamma is not negative, not {gamma}")
+        self.gamma = gamma
+
+    def forward(self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, classes: int) -> Tensor:
+        """1 - p_y is sigmoid(others - target): its logarithm keeps any power finite."""
+        gap = others - target
+        return (self.gamma * F.logsigmoid(gap)).exp() * -F.logsigmoid(-gap)
+
+    def extra_repr(self) -> str:
+        """gamma."""
+        return f"gamma={self.gamma}"

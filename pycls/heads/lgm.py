@@ -1,0 +1,148 @@
+"""Large-margin Gaussian mixture, L-GM (Wan, Zhong, Li, Chen, CVPR 2018)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pycls.heads.cross_entropy import CrossEntropy
+from pycls.heads.gram import Form
+from pycls.heads.head import Head
+from pycls.heads.parts import Auxiliary, Margin, Queries, Similarity, Target
+from pycls.registry import AUXILIARIES, HEADS, MARGINS, SIMILARITIES
+
+Covariance = Literal["identity", "diagonal"]
+
+
+@SIMILARITIES.register("gaussian")
+class Gaussian(Similarity):
+    """``z_k = -d_k - log|Lambda_k| / 2`` with ``d_k = (x - mu_k)^T Lambda_k^-1 (x - mu_k) / 2``: a Gaussian a class.
+
+    The measure is z itself. With a diagonal covariance, z is linear in [x^2, x] with the rows
+    ``[-1/2 Lambda^-1, Lambda^-1 mu]``, which are made anew at each step: twice the arithmetic of a linear head.
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        covariance: identity, or a learned diagonal one a class.
+    """
+
+    name = "gaussian"
+    domain = "distance"
+    log_likelihood = True
+
+    def __init__(self, in_features: int, num_classes: int, covariance: Covariance = "identity") -> None:
+        super().__init__()
+        if covariance not in ("identity", "diagonal"):
+            raise ValueError(f"covariance is identity or diagonal, not {covariance!r}")
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, in_features)))
+        self.diagonal = covariance == "diagonal"
+        if self.diagonal:
+            self.log_variance = nn.Parameter(torch.zeros(num_classes, in_features))
+        self.form = Form() if self.diagonal else Form(columns="square", square=-0.5)
+
+    def prototypes(self) -> tuple[Tensor, Tensor | None]:
+        """The means; with a diagonal covariance the rows [K, 2 D] and what is constant in x."""
+        if not self.diagonal:
+            return self.weight, None
+        precision = (-self.log_variance).exp()
+        pulled = precision * self.weight
+        constant = -0.5 * ((pulled * self.weight).sum(dim=1) + self.log_variance.sum(dim=1))
+        return torch.cat((-0.5 * precision, pulled), dim=1), constant
+
+    def queries(self, features: Tensor) -> Queries:
+        """x with -|x|^2 / 2 for the row, or [x^2, x]."""
+        squares = features.square()
+        if self.diagonal:
+            return Queries(torch.cat((squares, features), dim=1))
+        return Queries(features, row=-0.5 * squares.sum(dim=1))
+
+    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
+        """2 d = -2 u - log|Lambda_y|."""
+        return -2 * u - self._log_determinant(target.labels)
+
+    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
+        """-d - log|Lambda_y| / 2."""
+        return -0.5 * (value + self._log_determinant(target.labels))
+
+    def _log_determinant(self, labels: Tensor) -> Tensor | float:
+        return self.log_variance.sum(dim=1)[labels] if self.diagonal else 0.0
+
+    def extra_repr(self) -> str:
+        """covariance."""
+        return "diagonal covariance" if self.diagonal else "identity covariance"
+
+
+@MARGINS.register("scaled_distance")
+class ScaledDistance(Margin):
+    """``(1 + alpha) d`` for the target (L-GM, equation 17).
+
+    Args:
+        alpha: the relative margin, >= 0.
+
+    Raises:
+        ValueError: if alpha is negative.
+    """
+
+    name = "scaled_distance"
+    domain = "distance"
+
+    def __init__(self, alpha: float = 0.1) -> None:
+        super().__init__()
+        if alpha < 0:
+            raise ValueError(f"alpha is not negative, not {alpha}")
+        self.alpha = alpha
+
+    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+        """(1 + alpha) d."""
+        return measure * (1 + self.alpha)
+
+    def extra_repr(self) -> str:
+        """alpha."""
+        return f"alpha={self.alpha}"
+
+
+@AUXILIARIES.register("likelihood")
+class Likelihood(Auxiliary):
+    """``weight (d_y + log|Lambda_y| / 2)``, mean over the batch: the features' negative log-likelihood (L-GM, equation 9).
+
+    Args:
+        weight: lambda.
+    """
+
+    term = "likelihood"
+    name = "likelihood"
+    needs_likelihood = True
+
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
+        """-logit, which is d_y + log|Lambda_y| / 2."""
+        return -self.weight * (logit * weights).sum()
+
+    def extra_repr(self) -> str:
+        """weight."""
+        return f"weight={self.weight}"
+
+
+@HEADS.register("lgm")
+def lgm(
+    in_features: int,
+    num_classes: int,
+    alpha: float = 0.1,
+    likelihood_weight: float = 0.1,
+    covariance: Covariance = "identity",
+) -> Head:
+    """L-GM: classification by Gaussians with a margin on the target's distance, and their likelihood (equations 9, 17).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        alpha: the relative margin on the target's distance in training.
+        likelihood_weight: lambda of the likelihood term.
+        covariance: identity, or a learned diagonal one a class.
+    """
+    similarity = Gaussian(in_features, num_classes, covariance)
+    return Head(similarity, ScaledDistance(alpha), CrossEntropy(), [Likelihood(likelihood_weight)])

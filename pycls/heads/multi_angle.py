@@ -1,0 +1,175 @@
+"""Multiplicative angular margins: L-Softmax (Liu et al., ICML 2016) and SphereFace (Liu et al., CVPR 2017)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pycls.heads.cross_entropy import CrossEntropy
+from pycls.heads.gram import TINY, Form
+from pycls.heads.head import Head
+from pycls.heads.linear import Linear
+from pycls.heads.parts import Margin, Queries, Similarity, Target
+from pycls.registry import HEADS, MARGINS, SIMILARITIES
+
+
+@SIMILARITIES.register("projection")
+class Projection(Similarity):
+    """The features' length along each prototype: ``z_j = |x| cos(w_j, x)`` (SphereFace, equation 5, |w_j| = 1, no bias).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+    """
+
+    name = "projection"
+    domain = "cosine"
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, in_features**-0.5))
+        self.form = Form(columns="unit")
+
+    def queries(self, features: Tensor) -> Queries:
+        """The features as they are, and their norms."""
+        return Queries(features, norm=features.square().sum(dim=1).clamp(min=TINY).sqrt())
+
+    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
+        """u / |x|."""
+        assert target.feature_norm is not None
+        return u / target.feature_norm
+
+    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
+        """|x| cos."""
+        assert target.feature_norm is not None
+        return value * target.feature_norm
+
+
+@MARGINS.register("multi_angle")
+class MultiAngle(Margin):
+    """``(lambda cos + psi(theta)) / (1 + lambda)`` for the target, with an annealed lambda.
+
+    ``psi = (-1)^k cos(m theta) - 2k`` for theta in [k pi / m, (k + 1) pi / m] (L-Softmax, equation 6). cos(m theta) is the
+    Chebyshev polynomial of the cosine, so that values and gradients are exact and finite everywhere.
+
+    lambda after t training passes is ``max(lambda_min, lambda_base (1 + lambda_gamma t)^-lambda_power)``, or with
+    ``lambda_decay`` the geometric ``max(lambda_min, lambda_base lambda_decay^t)``. t is a buffer: it is saved and resumed.
+
+    Args:
+        margin: m, 1 to 4.
+        lambda_base: lambda before training; 0 for none at all.
+        lambda_gamma: of the schedule.
+        lambda_power: of the schedule.
+        lambda_min: where lambda stops.
+        lambda_decay: factor a training pass of the geometric schedule, in (0, 1); 0 for the other one.
+
+    Raises:
+        ValueError: if margin is not 1, 2, 3 or 4, or a number of the schedule is out of its range.
+    """
+
+    name = "multi_angle"
+    domain = "cosine"
+    passes: Tensor
+
+    def __init__(
+        self,
+        margin: int = 4,
+        lambda_base: float = 1000.0,
+        lambda_gamma: float = 2.5e-5,
+        lambda_power: float = 35.0,
+        lambda_min: float = 0.0,
+        lambda_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if margin not in (1, 2, 3, 4):
+            raise ValueError(f"the margin is 1, 2, 3 or 4, not {margin}")
+        if min(lambda_base, lambda_gamma, lambda_power, lambda_min) < 0 or not 0 <= lambda_decay < 1:
+            raise ValueError("lambda_base, _gamma, _power and _min are not negative, and lambda_decay is in [0, 1)")
+        self.value, self.base, self.least = margin, lambda_base, lambda_min
+        self.gamma, self.power, self.decay = lambda_gamma, lambda_power, lambda_decay
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def annealed(self, dtype: torch.dtype) -> Tensor | float:
+        """lambda now: 0-dim, or 0 for none."""
+        if self.base == 0:
+            return 0.0
+        t = self.passes.to(dtype)
+        shrunk = t * math.log(self.decay) if self.decay else -self.power * torch.log1p(self.gamma * t)
+        return (self.base * shrunk.exp()).clamp(min=self.least)
+
+    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+        """The blend of cos and psi."""
+        blend = self.annealed(measure.dtype)
+        return (blend * measure + psi(measure, self.value)) / (1 + blend)
+
+    def advance(self) -> None:
+        """One more training pass."""
+        self.passes += 1
+
+    def extra_repr(self) -> str:
+        """margin and schedule."""
+        return f"margin={self.value}, lambda from {self.base} to {self.least}"
+
+
+def psi(cos: Tensor, m: int) -> Tensor:
+    """``(-1)^k cos(m theta) - 2k``, falling from 1 at theta = 0 to 1 - 2m at pi; of the cosine, exact."""
+    chebyshev = {1: cos, 2: 2 * cos**2 - 1, 3: 4 * cos**3 - 3 * cos, 4: 8 * cos**4 - 8 * cos**2 + 1}[m]
+    k = sum(((cos < math.cos(i * math.pi / m)).to(cos.dtype) for i in range(1, m)), start=torch.zeros_like(cos))
+    return (1 - 2 * k.remainder(2)) * chebyshev - 2 * k
+
+
+@HEADS.register("lsoftmax")
+def lsoftmax(
+    in_features: int,
+    num_classes: int,
+    margin: int = 4,
+    lambda_base: float = 1000.0,
+    lambda_gamma: float = 2.5e-5,
+    lambda_power: float = 35.0,
+    lambda_min: float = 0.0,
+    lambda_decay: float = 0.0,
+) -> Head:
+    """L-Softmax: ``|w_y| |x| psi(theta)`` for the target (Liu, Wen, Yu, Yang, ICML 2016, equation 4).
+
+    The schedule's defaults are the authors' for MNIST; for CIFAR-10 they take m 2, gamma 2e-5, power 45, and end at 5 to 10
+    on hard data. The widespread PyTorch port's is base 100, decay 0.99.
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        margin: m, 1 to 4; 1 is the plain softmax without bias.
+        lambda_base: lambda before training; 0 for no annealing.
+        lambda_gamma: lambda = base (1 + gamma t)^-power after t steps.
+        lambda_power: see lambda_gamma.
+        lambda_min: where lambda stops.
+        lambda_decay: lambda = base decay^t instead; 0 for the other one.
+    """
+    schedule = (lambda_base, lambda_gamma, lambda_power, lambda_min, lambda_decay)
+    return Head(Linear(in_features, num_classes, bias=False), MultiAngle(margin, *schedule), CrossEntropy())
+
+
+@HEADS.register("sphereface")
+def sphereface(
+    in_features: int,
+    num_classes: int,
+    margin: int = 4,
+    lambda_base: float = 1000.0,
+    lambda_gamma: float = 0.12,
+    lambda_power: float = 1.0,
+    lambda_min: float = 5.0,
+    lambda_decay: float = 0.0,
+) -> Head:
+    """SphereFace / A-Softmax: ``|x| psi(theta)`` for the target, ``|x| cos`` else (Liu et al., CVPR 2017, equation 7).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        margin: m, 1 to 4.
+        lambda_base: lambda before training; 0 for no annealing.
+        lambda_gamma: lambda = base (1 + gamma t)^-power after t steps.
+        lambda_power: see lambda_gamma.
+        lambda_min: where lambda stops.
+        lambda_decay: lambda = base decay^t instead; 0 for the other one.
+    """
+    schedule = (lambda_base, lambda_gamma, lambda_power, lambda_min, lambda_decay)
+    return Head(Projection(in_features, num_classes), MultiAngle(margin, *schedule), CrossEntropy())

@@ -1,0 +1,85 @@
+"""Ring loss (Zheng, Pal, Savvides, CVPR 2018)."""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pycls.heads.cross_entropy import CrossEntropy
+from pycls.heads.gram import TINY
+from pycls.heads.head import Head
+from pycls.heads.linear import Linear
+from pycls.heads.parts import Auxiliary
+from pycls.registry import AUXILIARIES, HEADS
+
+Variant = Literal["l2", "l1", "relative"]
+
+
+@AUXILIARIES.register("ring")
+class RingLoss(Auxiliary):
+    """Pulls the features' norms to one learned radius: ``weight / 2`` times the mean of ``(|x| - R)^2`` (equation 2).
+
+    R starts at the mean norm of the first batch. Variants: ``l1`` is ``weight`` times smooth L1 of the difference;
+    ``relative`` divides l2's by the batch's mean norm, which makes it independent of the features' size.
+
+    Args:
+        weight: lambda.
+        variant: l2, l1 or relative.
+
+    Raises:
+        ValueError: if weight is negative or there is no such variant.
+    """
+
+    term = "ring"
+    name = "ring"
+    started: Tensor
+
+    def __init__(self, weight: float = 0.01, variant: Variant = "l2") -> None:
+        super().__init__()
+        if weight < 0 or variant not in ("l2", "l1", "relative"):
+            raise ValueError(f"weight is not negative and variant one of l2, l1, relative, not {weight} and {variant!r}")
+        self.weight, self.variant = weight, variant
+        self.radius = nn.Parameter(torch.ones(()))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
+        """Equation 2, or its variant."""
+        norms = features.square().sum(dim=1).clamp(min=TINY).sqrt()
+        counted = (weights > 0).to(norms.dtype)
+        mean = (norms * counted).sum() / counted.sum().clamp(min=1)
+        if self.training:
+            self._start(mean.detach())
+        gaps = norms - self.radius
+        if self.variant == "l1":
+            return self.weight * (F.smooth_l1_loss(gaps, torch.zeros_like(gaps), reduction="none") * weights).sum()
+        loss = self.weight / 2 * (gaps.square() * weights).sum()
+        return loss / mean.clamp(min=TINY) if self.variant == "relative" else loss
+
+    @torch.no_grad()
+    def _start(self, mean: Tensor) -> None:
+        """The radius takes the first batch's mean norm, of all processes. Nothing waits for the device."""
+        if dist.is_available() and dist.is_initialized():
+            mean = mean.clone()
+            dist.all_reduce(mean)
+            mean = mean / dist.get_world_size()
+        self.radius.copy_(torch.where(self.started, self.radius, mean))
+        self.started.fill_(True)
+
+    def extra_repr(self) -> str:
+        """weight, variant."""
+        return f"weight={self.weight}, variant={self.variant}"
+
+
+@HEADS.register("ring")
+def ring(in_features: int, num_classes: int, weight: float = 0.01, variant: Variant = "l2") -> Head:
+    """Softmax with ring loss (Zheng et al., CVPR 2018, equation 3).
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        weight: lambda.
+        variant: l2, l1 (smooth) or relative (l2 over the mean norm).
+    """
+    return Head(Linear(in_features, num_classes), None, CrossEntropy(), [RingLoss(weight, variant)])
