@@ -17,21 +17,22 @@ class BinaryCrossEntropy(LogitsCriterion):
 
     name = "bce"
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """[N]."""
-        return _SumSoftplus.apply(logits) - logits.gather(1, labels[:, None])[:, 0]
+        others: Tensor = _OthersSoftplus.apply(logits, labels)
+        return others - F.logsigmoid(target)
 
 
-class _SumSoftplus(torch.autograd.Function):
-    """Sum over a row of softplus: its gradient is the sigmoid, so that nothing but the logits is kept."""
+class _OthersSoftplus(torch.autograd.Function):
+    """Sum of softplus over the classes that are not the label: its gradient is the sigmoid, so nothing more is kept."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
-        ctx.save_for_backward(logits)
-        return F.logsigmoid(-logits).sum(dim=1).neg_()
+    def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+        ctx.save_for_backward(logits, labels)
+        return F.logsigmoid(-logits).scatter_(1, labels[:, None], 0).sum(dim=1).neg_()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
-        (logits,) = ctx.saved_tensors
-        return logits.sigmoid().mul_(grad[:, None])
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
+        logits, labels = ctx.saved_tensors
+        return logits.sigmoid().scatter_(1, labels[:, None], 0).mul_(grad[:, None]), None

@@ -1,5 +1,7 @@
 """Cross entropy: label smoothing, class weights, and class-balanced weights from an epoch on (DRW)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,7 +95,7 @@ class ClassBalanced(CrossEntropy):
             raise ValueError(f"beta is in [0, 1), not {beta}")
         self.from_epoch = from_epoch
         counts = as_counts(class_counts).double()
-        weights = (1 - beta) / -torch.expm1(counts * torch.tensor(beta).double().log()) if beta else torch.ones_like(counts)
+        weights = (1 - beta) / -torch.expm1(counts * math.log(beta)) if beta else torch.ones_like(counts)
         self.weights = weights / weights.mean()
         self.register_buffer("in_force", torch.tensor(from_epoch <= 0))
 

@@ -186,8 +186,7 @@ class Head(nn.Module):
                 target = target + offset[labels]
             return criterion(target, scores.others[:, k], total, labels, self.similarity.num_classes)
         assert isinstance(criterion, LogitsCriterion)
-        logits = scores.logits if target is plain else scores.logits.scatter(1, labels[:, None], target[:, None])
-        return criterion(logits, labels)
+        return criterion(scores.logits, target, labels)
 
     @torch.no_grad()
     def _advance(self, x: Tensor, targets: Tensor, shares: Tensor) -> None:

@@ -1,6 +1,5 @@
 """Heads for long-tailed training sets: LDAM, logit adjustment, balanced softmax. They know the classes' counts."""
 
-import torch
 from torch import Tensor
 
 from pycls.heads.cosine import Cosine

@@ -180,8 +180,14 @@ class LogitsCriterion(Criterion):
     """A criterion that needs every logit."""
 
     @abstractmethod
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss a sample [N] of logits [N, K], the target's with its margin."""
+    def forward(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        """Loss a sample, [N].
+
+        Args:
+            logits: [N, K], without margin; the label's own must not be used, nor get a gradient.
+            target: the label's, with its margin [N].
+            labels: int64 [N], clamped to 0 where there is no target.
+        """
 
 
 class Auxiliary(nn.Module):

@@ -63,6 +63,10 @@ def test_every_entry_has_a_reference(name):
 @pytest.mark.parametrize(("name", "case"), cases())
 def test_training_value_and_gradient(name, case, size, dtype):
     degenerate = 1 in size[1:]
+    if name.endswith("_topk") and size[2] == 1:
+        with pytest.raises(ValueError, match="k must be below the number of classes"):
+            prepared(name, case, size, dtype, 0)
+        return
     for seed in range(1 if degenerate else 3):
         head, batch, options = prepared(name, case, size, dtype, seed)
         # at D = 1 or K = 1 exact gradients vanish, and rounding is to be measured against the logits' own size
