@@ -4,7 +4,7 @@ Nothing below this file sees a config node. A constructor's ``ValueError`` becom
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,9 +12,21 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from pycls import config
-from pycls.data.dataset import ArrayDataset, FileDataset, check_num_classes, class_counts, resolve_root
+from pycls.data.dataset import (
+    ArrayDataset,
+    FileDataset,
+    MissingSplit,
+    check_num_classes,
+    class_counts,
+    resolve_root,
+)
 from pycls.data.loader import EvalLoader, TrainLoader
+from pycls.data.mix import mix
+from pycls.engine.ema import Ema
+from pycls.engine.evaluate import Evaluation, evaluate
+from pycls.data.subset import per_class, subset
 from pycls.engine.optim import Decay, Schedule, make_optimizer, parameter_groups
+from pycls.engine.trainer import Mix, Settings
 from pycls.errors import InputError
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
@@ -43,7 +55,23 @@ def build_dataset(cfg: CfgNode, split: str, name: str = "") -> Dataset:
         root = str(resolve_root(cfg.DATA.ROOT))
         dataset = DATASETS.get(name)(**config.dataset_arguments(cfg, name, root=root, split=split))
     assert isinstance(dataset, ArrayDataset | FileDataset)
+    if split == cfg.TRAIN.SPLIT and cfg.TRAIN.IMAGES_PER_CLASS:
+        dataset = subset(dataset, per_class(dataset.labels, cfg.TRAIN.IMAGES_PER_CLASS))
     return dataset
+
+
+def build_test_set(cfg: CfgNode) -> tuple[Dataset, str]:
+    """The data set to test on and its split: ``auto`` is test where there is one, else val."""
+    name = cfg.TEST.DATASET or cfg.TRAIN.DATASET
+    if cfg.TEST.SPLIT != "auto":
+        return build_dataset(cfg, cfg.TEST.SPLIT, name), cfg.TEST.SPLIT
+    try:
+        return build_dataset(cfg, "test", name), "test"
+    except MissingSplit:
+        if cfg.TRAIN.SPLIT == "trainval" and name == cfg.TRAIN.DATASET:
+            raise InputError(f"{name} has no test part, and TRAIN.SPLIT trainval trains on its val part: nothing is left "
+                             "to test on; set TRAIN.SPLIT to train") from None  # fmt: skip
+        return build_dataset(cfg, "val", name), "val"
 
 
 def num_classes(cfg: CfgNode, dataset: Dataset) -> int:
@@ -93,6 +121,7 @@ def build_head(cfg: CfgNode, in_features: int, classes: int, counts: Tensor) -> 
         if cfg.HEAD.MARGIN.NAME:
             margin = MARGINS.get(cfg.HEAD.MARGIN.NAME)(**config.part_arguments(MARGINS, cfg.HEAD.MARGIN, **given))
         head = Head(similarity, margin, criterion or CrossEntropy(), auxiliaries)
+    head.margin_warmup, head.similarity.chunk = cfg.HEAD.MARGIN_WARMUP, cfg.HEAD.CHUNK
     if cfg.TRAIN.LABEL_SMOOTHING:
         _smooth(head, cfg.TRAIN.LABEL_SMOOTHING)
     return head
@@ -133,6 +162,51 @@ def build_eval_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, rank
         )  # fmt: skip
 
 
+def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:
+    """The model on its device, in its memory order, compiled if that is wanted."""
+    model = model.to(device)
+    if cfg.MODEL.CHANNELS_LAST:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if cfg.MODEL.COMPILE:
+        model.backbone.compile()
+    return model
+
+
+def build_network(model: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
+    """What the training loop calls: the model, or its DDP wrapper."""
+    if ranks.world_size == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def build_ema(cfg: CfgNode, model: nn.Module) -> Ema | None:
+    """The moving average of the model, if one is wanted."""
+    period = cfg.OPTIM.EMA_UPDATE_PERIOD
+    if not period:
+        return None
+    return Ema(model, Ema.share(cfg.OPTIM.EMA_ALPHA, cfg.TRAIN.BATCH_SIZE, cfg.OPTIM.MAX_EPOCH, period), period)
+
+
+def build_mix(cfg: CfgNode, ranks: Ranks) -> Mix | None:
+    """Mixup and CutMix, if they are wanted."""
+    mixup, cutmix = cfg.TRAIN.MIXUP_ALPHA, cfg.TRAIN.CUTMIX_ALPHA
+    if not (mixup or cutmix):
+        return None
+    return lambda images, labels, step: mix(images, labels, cfg.RNG_SEED, step, mixup, cutmix, ranks.rank)
+
+
+def build_judge(
+    cfg: CfgNode, classes: int, device: torch.device, ranks: Ranks
+) -> Callable[[nn.Module], dict[str, Any]] | None:
+    """What evaluates a model on TRAIN.EVAL_SPLIT; None for ``none``."""
+    if cfg.TRAIN.EVAL_SPLIT == "none":
+        return None
+    dataset = build_dataset(cfg, cfg.TRAIN.EVAL_SPLIT)
+    check_num_classes(dataset.labels, classes, dataset.name)
+    loader = build_eval_loader(cfg, dataset, device, ranks)
+    return lambda model: evaluate(model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over the backbone's and the head's parameters, each with its weight decay and learning rate."""
     decay = Decay(
@@ -141,10 +215,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         head=cfg.HEAD.WEIGHT_DECAY if cfg.HEAD.WEIGHT_DECAY >= 0 else None,
         head_lr_mult=cfg.HEAD.LR_MULT,
     )
-    return make_optimizer(
-        parameter_groups(model, decay), cfg.OPTIM.OPTIMIZER, momentum=cfg.OPTIM.MOMENTUM,
-        dampening=cfg.OPTIM.DAMPENING, nesterov=cfg.OPTIM.NESTEROV, betas=(cfg.OPTIM.BETA1, cfg.OPTIM.BETA2),
-    )  # fmt: skip
+    with user_errors("OPTIM"):
+        return make_optimizer(
+            parameter_groups(model, decay), cfg.OPTIM.OPTIMIZER, momentum=cfg.OPTIM.MOMENTUM,
+            dampening=cfg.OPTIM.DAMPENING, nesterov=cfg.OPTIM.NESTEROV, betas=(cfg.OPTIM.BETA1, cfg.OPTIM.BETA2),
+        )  # fmt: skip
 
 
 def build_schedule(cfg: CfgNode) -> Schedule:
@@ -153,6 +228,19 @@ def build_schedule(cfg: CfgNode) -> Schedule:
     return Schedule(
         base_lr=o.BASE_LR, max_epoch=o.MAX_EPOCH, policy=o.LR_POLICY, exp_rate=o.EXP_RATE, steps=o.STEPS,
         lr_mult=o.LR_MULT, min_lr=o.MIN_LR, warmup_epochs=o.WARMUP_EPOCHS, warmup_factor=o.WARMUP_FACTOR,
+    )  # fmt: skip
+
+
+def build_settings(cfg: CfgNode, classes: int, ranks: Ranks) -> Settings:
+    """The loop's numbers."""
+    if cfg.TRAIN.BATCH_SIZE % (ranks.world_size * cfg.TRAIN.ACCUM_STEPS):
+        raise InputError(f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} cannot be divided by {ranks.world_size} processes x "
+                         f"TRAIN.ACCUM_STEPS {cfg.TRAIN.ACCUM_STEPS}")  # fmt: skip
+    return Settings(
+        max_epoch=cfg.OPTIM.MAX_EPOCH, seed=cfg.RNG_SEED, batch_size=cfg.TRAIN.BATCH_SIZE,
+        accum_steps=cfg.TRAIN.ACCUM_STEPS, clip_norm=cfg.OPTIM.CLIP_NORM, autocast=autocast_dtype(cfg),
+        eval_period=cfg.TRAIN.EVAL_PERIOD, checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
+        checkpoint_steps=cfg.TRAIN.CHECKPOINT_STEPS, log_period=cfg.LOG_PERIOD, top_k=min(cfg.TEST.TOP_K, classes),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pycls.errors import InputError, RunError
+from pycls.runtime.worker import is_worker, leave, report_error, start_worker
 
 MODES = ("train", "test", "time", "info")
 EXAMPLES = """\
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after the program's name; None for those of this process.
     """
+    start_worker()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         return _run(words)
@@ -68,13 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if not is_worker():  # its launcher, or torchrun, speaks for it
+            print("interrupted", file=sys.stderr)
         return 130
 
 
 def console() -> None:
     """The ``pycls`` command."""
-    sys.exit(main())
+    code = main()
+    if code:
+        leave(code)
 
 
 def _run(words: list[str]) -> int:
@@ -105,5 +110,7 @@ def _show(text: str) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    if not report_error(error):  # else the launcher shows it, once for all workers
+        rank = f"[rank {os.environ['RANK']}] " if is_worker() else ""
+        print(f"{rank}error: {error}", file=sys.stderr)
     return code

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pycls.cli import main
+from pycls.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -1,6 +1,5 @@
 """The checkpoints of a run: the newest few and the best, and which one to continue from."""
 
-import contextlib
 import logging
 import os
 import re
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pycls.engine.state_file import DamagedFile, load_state, save_state
-from pycls.errors import InputError, RunError
+from pycls.errors import InputError
+from pycls.runtime.files import atomic_link
 
 logger = logging.getLogger(__name__)
 
@@ -50,26 +50,21 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         save_state(self.path(step), state)
         if best:
-            self._link_best(step)
-        for old in self.steps()[: -self.keep]:
+            self.link_best(step)
+        steps = self.steps()
+        newest = [known for known in steps if known <= step][-self.keep :]  # later ones are damaged: this run got round them
+        for old in set(steps) - set(newest):
             self.path(old).unlink()
 
-    def _link_best(self, step: int) -> None:
-        """A second name for the same file where the file system can, a copy where it cannot; either way in one rename."""
-        new = self.folder / f".{BEST}.new"
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
-        try:
-            try:
-                os.link(self.path(step), new)
-            except OSError:
-                new.write_bytes(self.path(step).read_bytes())
-            os.replace(new, self.folder / BEST)
-        except OSError as error:
-            raise RunError(f"cannot write {self.folder / BEST}: {error.strerror}") from error
+    def link_best(self, step: int) -> None:
+        """Lets the checkpoint after ``step`` be the best one. Raises RunError if the disk refuses."""
+        atomic_link(self.path(step), self.folder / BEST)
 
-    def newest(self) -> dict[str, Any] | None:
-        """The newest sound checkpoint; None if there is none at all. A damaged one is passed over, loudly.
+    def newest(self, loud: bool = True) -> dict[str, Any] | None:
+        """The newest sound checkpoint; None if there is none at all. A damaged one is passed over.
+
+        Args:
+            loud: whether to log that (in one of several processes).
 
         Raises:
             InputError: there are checkpoints, and every one is damaged.
@@ -79,7 +74,8 @@ class Checkpoints:
             try:
                 return load_state(self.path(step))
             except DamagedFile as error:
-                logger.error("%s; going back to the checkpoint before it", error)
+                if loud:
+                    logger.error("%s; going back to the checkpoint before it", error)
         if steps:
             raise InputError(f"every checkpoint in {self.folder} is damaged; start again in another OUT_DIR")
         return None

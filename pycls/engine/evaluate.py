@@ -40,8 +40,10 @@ class Evaluation:
         log_p = F.log_softmax(logits.float(), dim=1)
         nll = F.nll_loss(log_p, labels, reduction="sum")
         self.sums += torch.stack((loss * len(labels), nll)).to(self.sums.dtype)
-        confidence, predicted = log_p.max(dim=1)
-        confidence = confidence.exp()
+        confidence = log_p.max(dim=1).values.exp()
+        # where another class ties with the label it counts as the prediction, as in the errors
+        others = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
+        predicted = torch.where(ranks == 0, labels, others)
         ones = torch.ones_like(labels)
         self.confusion.index_add_(0, labels * self.num_classes + predicted, ones)
         place = (confidence * ECE_BINS).long().clamp_(0, ECE_BINS - 1)

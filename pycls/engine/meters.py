@@ -63,11 +63,19 @@ class TrainMeter:
         return means, recent
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums, for a checkpoint in the middle of an epoch."""
-        return {"sums": dict(self.sums), "counts": self.counts}
+        """This process's sums, for a checkpoint in the middle of an epoch."""
+        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": self.counts.cpu()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from saved sums."""
+    def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Continues from the sums that the processes had, by rank; other processes than then share them anew."""
         self.reset()
+        state = states[rank] if len(states) == world_size else _all_to_first(states, rank)
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.counts = state["counts"].to(self.device)
+
+
+def _all_to_first(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """Rank 0 continues the sums of all; the others start at 0."""
+    names, share = states[0]["sums"], float(rank == 0)
+    sums = {name: torch.stack([state["sums"][name] for state in states]).sum(0) * share for name in names}
+    return {"sums": sums, "counts": torch.stack([state["counts"] for state in states]).sum(0) * int(share)}

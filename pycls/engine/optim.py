@@ -12,16 +12,16 @@ from torch import nn
 class Schedule:
     """Learning rate at a fractional epoch, as in pycls but step by step.
 
-    ``base_lr * (f * (1 - min_lr) + min_lr)``, with f from 1 down by the policy, times a linear warm-up.
+    ``base_lr`` times a factor that goes from 1 down by the policy, times a linear warm-up.
 
     Attributes:
         base_lr: the top.
         max_epoch: the end, in epochs.
         policy: ``cos``, ``lin``, ``exp`` or ``steps``.
-        exp_rate: where ``exp`` ends, as a multiple of base_lr.
+        exp_rate: where ``exp`` ends, as a multiple of base_lr, if ``min_lr`` is 0.
         steps: epochs at which ``steps`` multiplies by ``lr_mult``.
         lr_mult: that factor.
-        min_lr: the floor, as a multiple of base_lr.
+        min_lr: where ``cos``, ``lin`` and ``exp`` end, as a multiple of base_lr.
         warmup_epochs: length of the warm-up.
         warmup_factor: where the warm-up starts, as a multiple.
     """
@@ -40,16 +40,16 @@ class Schedule:
         """The learning rate when ``epoch`` epochs (a fraction, too) have passed."""
         share = epoch / max(self.max_epoch, 1)
         if self.policy == "cos":
-            factor = 0.5 * (1 + math.cos(math.pi * share))
+            factor = self.min_lr + (1 - self.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
         elif self.policy == "lin":
-            factor = 1 - share
+            factor = self.min_lr + (1 - self.min_lr) * (1 - share)
         elif self.policy == "exp":
-            factor = self.exp_rate**share
+            factor = (self.min_lr or self.exp_rate) ** share
         elif self.policy == "steps":
             factor = self.lr_mult ** sum(epoch >= step for step in self.steps if step > 0)  # pycls's lists start with 0
         else:
             raise ValueError(f"no learning-rate policy is named {self.policy!r}")
-        rate = self.base_lr * (factor * (1 - self.min_lr) + self.min_lr)
+        rate = self.base_lr * factor
         if epoch < self.warmup_epochs:
             done = epoch / self.warmup_epochs
             rate *= self.warmup_factor * (1 - done) + done

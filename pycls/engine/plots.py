@@ -20,19 +20,21 @@ def _figure(**size: Any) -> Any:
     return figure
 
 
-def draw_curves(path: str | Path, history: list[dict[str, Any]], title: str) -> None:
+def draw_curves(path: str | Path, history: list[dict[str, Any]], title: str, split: str = "val") -> None:
     """Loss and top-1 error by epoch, of training and of each evaluation.
 
     Args:
         path: the PNG to write.
         history: a row an epoch, ``{"epoch": 1, "train": {...}, "model": {...}, "ema": {...}, "best": True}``.
         title: shown above.
+        split: what the evaluations were on.
     """
     figure = _figure(figsize=(9, 3.6), dpi=120)
     figure.suptitle(title, fontsize=10, color=INK)
     marker = "o" if len(history) <= 30 else None
     for axes, key, label in zip(figure.subplots(1, 2), ("loss", "top1_err"), ("loss", "top-1 error (%)"), strict=True):
-        for name, colour, text in (("train", "#9aa5b1", "train"), ("model", "#0b6e99", "val"), ("ema", "#d9730d", "ema")):
+        for name, colour, text in (("train", "#9aa5b1", "train"), ("model", "#0b6e99", split),
+                                   ("ema", "#d9730d", f"{split}, moving average")):
             rows = [row for row in history if name in row and row[name].get(key) is not None]
             if rows:
                 axes.plot([r["epoch"] for r in rows], [r[name][key] for r in rows], color=colour, label=text,

@@ -62,4 +62,4 @@ def timing(times: Mapping[str, float], batch_size: int) -> str:
              "both_s": "loader and train step"}  # fmt: skip
     lines = [f"  {text:<22} {1000 * times[key]:9.2f} ms  {batch_size / times[key]:10,.0f} img/s" for key, text in names.items()]
     slower = "the loader" if times["loader_s"] > times["train_step_s"] else "the training step"
-    return "\n".join(["", *lines, f"  {slower} is what limits training here", ""])
+    return "\n".join([*lines, f"  {slower} is what limits training here"])

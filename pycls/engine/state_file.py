@@ -59,7 +59,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise DamagedFile(f"{path} is damaged, or no safetensors file ({error})") from None
     if metadata.get("format") != FORMAT:
         raise DamagedFile(f"{path} is a safetensors file, but not a checkpoint of a pycls run")
-    if metadata.get("sha256") != _digest(tensors, metadata["state"]):
+    if metadata.get("sha256") != _digest(tensors, metadata.get("state", "")):
         raise DamagedFile(f"{path} is damaged: its contents do not match its checksum")
     state = _unpack(json.loads(metadata["state"]), tensors)
     assert isinstance(state, dict)

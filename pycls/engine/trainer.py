@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +13,12 @@ from torch import Tensor, nn
 
 from pycls.engine.checkpoints import Checkpoints, load_model_state, load_optimizer_state, model_state, optimizer_state
 from pycls.engine.ema import Ema
+from pycls.engine.finite import bad_weights, first_bad_step
 from pycls.engine.meters import TrainMeter
 from pycls.engine.optim import Schedule, set_lr
+from pycls.engine.reporter import Reporter
 from pycls.errors import RunError
-from pycls.runtime.board import Board
-from pycls.runtime.distributed import Ranks, agree, broadcast_buffers
-from pycls.runtime.log import log_json_stats
-from pycls.runtime.progress import Progress
+from pycls.runtime.distributed import Ranks, agree, broadcast_buffers, gather_objects
 from pycls.runtime.signals import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -52,7 +50,6 @@ class Settings:
     checkpoint_steps: int = 0
     log_period: int = 10
     top_k: int = 5
-    precise_bn: bool = False
 
 
 @dataclass
@@ -63,7 +60,8 @@ class Trainer:
         model: the classifier itself; its state is what is saved.
         network: what is called: the model, or its DDP wrapper.
         loader: ``epoch(e, start)`` yields (images, labels, ids); ``len()`` is the number of steps in an epoch.
-        evaluate: (model, epoch) -> results with ``top1_err``, or None where nothing is evaluated in training.
+        evaluate: model -> results with ``top1_err``, or None where nothing is evaluated in training.
+        before_evaluation: called with the epoch (precise batch norm).
         choose_best: whether an evaluation may choose the best checkpoint (never on the test split).
         extra: further entries for the checkpoint (config, versions).
     """
@@ -76,13 +74,13 @@ class Trainer:
     ema: Ema | None
     mix: Mix | None
     evaluate: Callable[[nn.Module], dict[str, Any]] | None
-    before_evaluation: Callable[[], None]
+    before_evaluation: Callable[[int], None]
     choose_best: bool
     checkpoints: Checkpoints
     settings: Settings
     device: torch.device
     ranks: Ranks
-    board: Board
+    reporter: Reporter
     extra: dict[str, Any]
     sample_log: Callable[[int, Tensor], None] | None = None
     epoch: int = 0
@@ -94,7 +92,6 @@ class Trainer:
         self.meter = TrainMeter(self.device, self.settings.top_k)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.autocast is torch.float16)
         self._recent_ids: list[Tensor] = []
-        self._ticks = (time.perf_counter(), 0)
 
     @property
     def step(self) -> int:
@@ -108,6 +105,8 @@ class Trainer:
             Stopped: a signal asked for it.
             RunError: the loss is not finite, or a checkpoint cannot be written.
         """
+        if self.step == 0 and self.settings.max_epoch == 0:
+            self.save()  # the initial weights are the result
         with StopSignal() as stop:
             while self.epoch < self.settings.max_epoch:
                 self._train_epoch(stop)
@@ -116,10 +115,7 @@ class Trainer:
     def _train_epoch(self, stop: StopSignal) -> None:
         settings, steps = self.settings, len(self.loader)
         self.network.train()
-        progress = Progress(steps * settings.batch_size, f"epoch {self.epoch + 1}/{settings.max_epoch}",
-                            None if self.ranks.is_main else False, initial=self.start * settings.batch_size)  # fmt: skip
-        with progress:
-            self._ticks = (time.perf_counter(), self.start)
+        with self.reporter.begin_epoch(self.epoch, self.start):
             for images, labels, ids in self.loader.epoch(self.epoch, self.start):
                 lr = self.schedule(self.epoch + self.start / steps)
                 set_lr(self.optimizer, lr)
@@ -132,11 +128,10 @@ class Trainer:
                 if self.ema is not None:
                     self.ema.update(self.step)
                 if self.start % settings.log_period == 0 or self.start == steps:
-                    self._report(lr, progress)
-                if self.ranks.world_size == 1 or self.start % settings.log_period == 0:
-                    self._stop_if_asked(stop, lr)
+                    self.reporter.steps_done(self.epoch, self.start, lr, self._check_finite())
+                if self.ranks.world_size == 1 or self.start % settings.log_period == 0 or self.start == steps:
+                    self._stop_if_asked(stop)
                 if settings.checkpoint_steps and self.start % settings.checkpoint_steps == 0 and self.start < steps:
-                    self._check_finite(lr)
                     self.save()
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
@@ -169,60 +164,37 @@ class Trainer:
             return self.network.no_sync()  # type: ignore[operator]
         return contextlib.nullcontext()
 
-    def _check_finite(self, lr: float) -> dict[str, float]:
-        """Reads the meter; raises RunError if a loss since the last reading was not finite."""
+    def _check_finite(self) -> dict[str, float]:
+        """Reads the meter; raises RunError if a loss since the last reading was not finite, on any process."""
         stats, losses = self.meter.read()
-        per_step = self.settings.accum_steps
-        bad = next((k // per_step for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
         ids, self._recent_ids = self._recent_ids, []
-        if agree(bad is not None):
-            if bad is None:
-                raise RunError("the loss is not finite on another rank")
-            step = self.step - len(losses) // per_step + bad
-            sample_ids = ids[bad].tolist()
-            shown = " ".join(map(str, sample_ids[:256])) + (" ..." if len(sample_ids) > 256 else "")
+        bad = first_bad_step(losses, ids, self.settings.accum_steps)
+        if bad is not None:
+            start = self.start - len(ids) + bad.index  # steps of this epoch before it
+            lr = self.schedule(self.epoch + start / len(self.loader))
             raise RunError(
-                f"the loss is {losses[bad * per_step]} at step {step} (epoch {self.epoch + 1}), learning rate {lr:.4g}; "
-                f"nothing of it was saved. Sample ids of the batch: {shown}"
+                f"the loss is {bad.value} at step {self.step - self.start + start} (epoch {self.epoch + 1}, step "
+                f"{start + 1}/{len(self.loader)}), learning rate {lr:.4g}; nothing of it was saved. Sample ids of the "
+                f"batch: {bad.samples()}"
             )
         return stats
 
-    def _report(self, lr: float, progress: Progress) -> None:
-        """One log period is over: the only place where the host waits for the device."""
-        settings, steps = self.settings, len(self.loader)
-        stats = self._check_finite(lr)
-        then, done = self._ticks
-        now = time.perf_counter()
-        rate = (self.start - done) * settings.batch_size / max(now - then, 1e-9)
-        self._ticks = (now, self.start)
-        images = (self.start - done) * settings.batch_size
-        progress.update(images, loss=stats["loss"], top1_err=stats["top1_err"])
-        left = ((settings.max_epoch - self.epoch) * steps - self.start) * settings.batch_size / rate
-        line = {"epoch": f"{self.epoch + 1}/{settings.max_epoch}", "iter": f"{self.start}/{steps}", "lr": lr,
-                "img_per_s": rate, "time_left_s": left, **stats}  # fmt: skip
-        if self.ranks.is_main:
-            log_json_stats(line, "train_iter")
-            if not progress.enabled:
-                logger.info("epoch %s, step %s: loss %.4g, top-1 error %.2f %%, %.0f img/s, %.0f s left",
-                            line["epoch"], line["iter"], stats["loss"], stats["top1_err"], rate, left)  # fmt: skip
-            self.board.scalars(self.step, {**{f"train/{k}": v for k, v in stats.items()}, "train/lr": lr,
-                                           "train/img_per_s": rate})  # fmt: skip
-
-    def _stop_if_asked(self, stop: StopSignal, lr: float) -> None:
+    def _stop_if_asked(self, stop: StopSignal) -> None:
         if agree(stop.requested):
-            self._check_finite(lr)
             self.save()
-            logger.info("asked to stop: saved a checkpoint after step %d; the same command continues", self.step)
+            logger.info("asked to stop: saved a checkpoint after step %d of epoch %d; the same command continues",
+                        self.start, self.epoch + 1)  # fmt: skip
             raise Stopped(stop.exit_code)
 
     def _end_epoch(self) -> None:
         settings = self.settings
-        train = self._check_finite(self.schedule(self.epoch + 1))
+        train = self._check_finite()
         row: dict[str, Any] = {"epoch": self.epoch + 1, "train": train}
         last = self.epoch + 1 == settings.max_epoch
         best = False
         if self.evaluate is not None and (last or (self.epoch + 1) % settings.eval_period == 0):
-            self.before_evaluation()
+            seed_step(settings.seed, self.step, self.ranks.rank)
+            self.before_evaluation(self.epoch)
             broadcast_buffers(self.model)
             if self.ema is not None:
                 broadcast_buffers(self.ema.model)
@@ -236,40 +208,39 @@ class Trainer:
                 best, self.best_error = True, error
                 row["best"] = True
         self.history.append(row)
-        self._log_epoch(row)
+        self.reporter.end_epoch(row)
         self.epoch, self.start = self.epoch + 1, 0
         self.meter.reset()
         if last or best or self.epoch % settings.checkpoint_period == 0:
             self.save(best)
 
-    def _log_epoch(self, row: dict[str, Any]) -> None:
-        if not self.ranks.is_main:
-            return
-        log_json_stats({"epoch": row["epoch"], **row["train"]}, "train_epoch")
-        words = [f"epoch {row['epoch']}/{self.settings.max_epoch}: train error {row['train']['top1_err']:.2f} %"]
-        for name in ("model", "ema"):
-            if name in row:
-                kind = "val_epoch" if name == "model" else "val_ema_epoch"
-                log_json_stats({"epoch": row["epoch"], **row[name]}, kind)
-                self.board.scalars(self.step, {f"{kind}/{k}": v for k, v in row[name].items()})
-                words.append(f"{'' if name == 'model' else 'ema '}error {row[name]['top1_err']:.2f} %")
-        logger.info("%s%s", ", ".join(words), " (best)" if row.get("best") else "")
-
     # --- state
 
     def save(self, best: bool = False) -> None:
-        """Saves everything that decides the future (rank 0), durably."""
+        """Saves everything that decides the future, durably; all processes call it.
+
+        Raises:
+            RunError: a loss or a weight is not finite, or the disk refuses. Older checkpoints are intact.
+        """
+        if self._recent_ids:
+            self._check_finite()
+        bad = bad_weights(self.model)
+        if bad is not None:
+            lr = self.schedule((self.step - 1) / len(self.loader))
+            raise RunError(f"the weights {bad} are not finite after step {self.step - 1}, learning rate {lr:.4g}; "
+                           "they were not saved")  # fmt: skip
+        state = self.state_dict()
         if self.ranks.is_main:
-            self.checkpoints.save(self.step, self.state_dict(), best)
+            self.checkpoints.save(self.step, state, best)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the future."""
+        """Everything that decides the future; all processes call it."""
         return {
             "model": model_state(self.model),
             "ema": model_state(self.ema.model) if self.ema is not None else None,
             "optimizer": optimizer_state(self.model, self.optimizer),
             "scaler": self.scaler.state_dict(),
-            "meter": self.meter.state_dict(),
+            "meter": gather_objects(self.meter.state_dict()),
             "epoch": self.epoch,
             "start": self.start,
             "best_error": self.best_error if math.isfinite(self.best_error) else None,
@@ -284,9 +255,11 @@ class Trainer:
             load_model_state(self.ema.model, state["ema"], source)
         load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.meter.load_state_dict(state["meter"])
+        self.meter.load_state_dict(state["meter"], self.ranks.rank, self.ranks.world_size)
         self.epoch, self.start, self.history = state["epoch"], state["start"], state["history"]
         self.best_error = math.inf if state["best_error"] is None else state["best_error"]
+        if self.ranks.is_main and self.start == 0 and self.history and self.history[-1].get("best"):
+            self.checkpoints.link_best(self.step)  # a kill may have come between the checkpoint and this
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -71,7 +71,11 @@ def set_deterministic(device: torch.device, deterministic: bool, cudnn_benchmark
             choice depends on the clock.
     """
     on_cpu = device.type == "cpu"
-    torch.use_deterministic_algorithms(deterministic or on_cpu, warn_only=on_cpu)
+    if deterministic and not on_cpu:
+        torch.use_deterministic_algorithms(True)
+    else:
+        # the same switch, without importing the compiler to tell it too, which takes two seconds
+        torch.set_deterministic_debug_mode("warn" if on_cpu else "default")
     # Filling every new tensor with NaN is a debugging aid that repeatability does not need, and it is slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = deterministic

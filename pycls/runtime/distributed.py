@@ -128,6 +128,15 @@ def agree(flag: bool) -> bool:
     return bool(vote.item())
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's ``value``, by rank, in every process. It is pickled: between processes of one run only."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def broadcast_object(value: Any, source: int = 0) -> Any:
     """The ``source`` process's ``value``, in every process. It is pickled: between processes of one run only."""
     if not dist.is_initialized():

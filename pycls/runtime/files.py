@@ -67,6 +67,29 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
             temporary.unlink()
 
 
+def atomic_link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Make ``target`` a second name of the file ``source``, or a copy where the file system has no links; in one step.
+
+    Raises:
+        RunError: the system refuses. The old ``target`` is intact.
+    """
+    link = _temporary(Path(target))
+    try:
+        os.link(source, link)
+    except OSError:
+        with open(source, "rb") as original:
+            atomic_write(target, lambda file: shutil.copyfileobj(original, file))
+        return
+    try:
+        os.replace(link, target)
+        _sync_folder(link.parent)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {_reason(error, link.parent)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            link.unlink()  # to rename one name of a file to another one does nothing
+
+
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
     """Remove what :func:`atomic_write` left below the folder when its process was killed. Hold the lock for this."""
     for path in Path(folder).rglob(f".*{_TEMPORARY}"):

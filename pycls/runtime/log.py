@@ -1,6 +1,7 @@
 """The log: plain lines for people, ``json_stats:`` lines for programs, in pycls's format.
 
-Rank 0 speaks at the terminal and in ``OUT_DIR/stdout.log``; the other ranks only to warn. Nothing of the environment
+Rank 0 speaks on standard output and in ``OUT_DIR/stdout.log``, the other ranks only to warn. The ``json_stats`` lines
+go to the file alone: what is printed is for people, also in a pipe. Nothing of the environment
 is ever logged.
 """
 
@@ -96,7 +97,7 @@ class _Terminal(logging.Handler):
         text = self.format(record)
         problem = record.levelno >= logging.WARNING
         stream = sys.stderr if problem else sys.stdout
-        if text.startswith(_TAG) and stream.isatty():  # for programs; a person has the plain lines
+        if text.startswith(_TAG):
             return
         line = f"{self.prefix}{record.levelname.lower()}: {text}" if problem else f"{self.prefix}{text}"
         try:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pycls.errors import InputError, RunError
-from pycls.runtime.files import RunLock, atomic_write, make_out_dir, remove_temporaries
+from pycls.runtime.files import RunLock, atomic_link, atomic_write, make_out_dir, remove_temporaries
 
 Start = Callable[..., "subprocess.Popen[str]"]
 pytestmark = pytest.mark.timeout(60)
@@ -195,3 +195,20 @@ def test_a_file_system_without_locks_is_a_warning(
     monkeypatch.setattr("pycls.runtime.files.fcntl.flock", no_locks)
     with RunLock(tmp_path):
         assert "no locks (No locks available)" in caplog.text
+
+
+def test_atomic_link_gives_a_second_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("old")
+    for _ in range(2):  # the second time both are the same file already
+        atomic_link(tmp_path / "a", tmp_path / "b")
+        assert os.path.samefile(tmp_path / "a", tmp_path / "b") and sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+    def no_links(*_: object) -> None:
+        raise OSError("this file system has none")
+
+    monkeypatch.setattr(os, "link", no_links)
+    atomic_link(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "new" and not os.path.samefile(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(RunError, match="cannot write"):
+        atomic_link(tmp_path / "a", tmp_path / "none" / "c")

@@ -1,0 +1,52 @@
+"""Open-set recognition: scores that should be high for known classes and low for others, and how well they separate."""
+
+import torch
+from torch import Tensor
+
+SCORES = ("max_softmax", "energy", "nearest_prototype")
+
+
+def known_scores(logits: Tensor, measure: Tensor) -> dict[str, Tensor]:
+    """A number a sample, higher for what looks like a known class, by name.
+
+    ``max_softmax``: the largest probability (Hendrycks and Gimpel, ICLR 2017). ``energy``: log-sum-exp of the logits, the
+    negative free energy (Liu et al., NeurIPS 2020). ``nearest_prototype``: minus the squared distance, or the cosine, to the
+    nearest prototype, as the head's similarity measures it.
+
+    Args:
+        logits: [N, K].
+        measure: [N, K], growing with similarity (see :func:`similarity_to_prototypes`).
+    """
+    logits = logits.float()
+    return {
+        "max_softmax": logits.softmax(dim=1).amax(dim=1),
+        "energy": logits.logsumexp(dim=1),
+        "nearest_prototype": measure.amax(dim=1),
+    }
+
+
+def similarity_to_prototypes(features: Tensor, weight: Tensor, distance: bool) -> Tensor:
+    """[N, rows]: minus the squared distance of features [N, D] to each prototype, or their cosine."""
+    features, weight = features.float(), weight.float()
+    if distance:
+        return -torch.cdist(features, weight).square()
+    normalize = torch.nn.functional.normalize
+    return normalize(features, dim=1) @ normalize(weight, dim=1).t()
+
+
+def auroc(known: Tensor, unknown: Tensor) -> float:
+    """Probability that a known sample scores above an unknown one, ties half: the area under the ROC curve, 0..1."""
+    if not len(known) or not len(unknown):
+        raise ValueError("AUROC needs samples of both kinds")
+    unknown, known = unknown.double().sort().values, known.double()
+    below = torch.searchsorted(unknown, known, side="left")
+    up_to = torch.searchsorted(unknown, known, side="right")
+    return float((below + up_to).double().mean() / (2 * len(unknown)))
+
+
+def fpr_at_95(known: Tensor, unknown: Tensor) -> float:
+    """Share of the unknown samples that pass the threshold which 95 % of the known ones pass, 0..1."""
+    if not len(known) or not len(unknown):
+        raise ValueError("FPR95 needs samples of both kinds")
+    threshold = known.double().sort().values[int(0.05 * len(known))]
+    return float((unknown.double() >= threshold).double().mean())

@@ -1,0 +1,84 @@
+"""Forks runs that kill themselves just before their n-th change of the disk: each line of input is ``n FOLDER``.
+
+The answer to each is the exit status and how many changes there were. What counts as one: a file opened for writing, a
+file synchronised, renamed, linked or removed. A run that is killed by the clock seldom dies between two of these.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+from running import DIGITS  # type: ignore[import-not-found]  # noqa: E402
+
+RUN = [*DIGITS, "OPTIM.MAX_EPOCH", "3", "OPTIM.EMA_UPDATE_PERIOD", "1", "OPTIM.EMA_ALPHA", "3e-3",
+       "TRAIN.CHECKPOINT_STEPS", "6", "TENSORBOARD", "False"]  # fmt: skip
+
+
+class Countdown:
+    """Counts the changes made through it, and kills the process before the one of number ``last``."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.count = last, 0
+        for name in ("replace", "rename", "link", "unlink", "fsync"):
+            setattr(os, name, self.counting(getattr(os, name)))
+        sys.addaudithook(self.watch)
+
+    def counting(self, function: Any) -> Any:
+        def counted(*args: Any, **options: Any) -> Any:
+            self.change()
+            return function(*args, **options)
+
+        return counted
+
+    def watch(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wxa+"):
+            self.change()
+
+    def change(self) -> None:
+        if self.count == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+
+
+def run(last: int, folder: str, report: int) -> int:
+    """One run, in a forked process."""
+    from pycls import cli
+
+    countdown = Countdown(last)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    code = cli.main([*RUN, "OUT_DIR", folder])
+    os.write(report, str(countdown.count).encode())
+    return code
+
+
+def main() -> None:
+    """Answers until the input ends."""
+    import torch._dynamo  # noqa: F401  (what every optimiser imports)
+
+    import pycls.data.digits
+    import pycls.models.lenet
+    import pycls.run  # noqa: F401
+
+    for line in sys.stdin:
+        last, folder = line.split(maxsplit=1)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = run(int(last), folder.strip(), write)
+            finally:
+                os._exit(code)
+        os.close(write)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(status, os.read(read, 100).decode() or "0", flush=True)
+        os.close(read)
+
+
+if __name__ == "__main__":
+    main()

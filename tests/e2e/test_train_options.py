@@ -1,0 +1,88 @@
+"""Every option of the engine trains, evaluates and saves: one or two epochs of digits each."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from running import DIGITS, call, newest, result  # type: ignore[import-not-found]
+
+FAST = ["TENSORBOARD", "False", "OPTIM.MAX_EPOCH", "1"]
+
+OPTIONS = {
+    "no epoch": "OPTIM.MAX_EPOCH 0",
+    "no epoch, moving average": "OPTIM.MAX_EPOCH 0 OPTIM.EMA_UPDATE_PERIOD 1",
+    "no evaluation": "TRAIN.EVAL_SPLIT none",
+    "evaluation on test": "TRAIN.EVAL_SPLIT test",
+    "trainval": "TRAIN.SPLIT trainval TRAIN.EVAL_SPLIT none",
+    "moving average": "OPTIM.EMA_UPDATE_PERIOD 2 OPTIM.EMA_ALPHA 1e-3",
+    "precise batch norm": "MODEL.TYPE lenetspp BN.USE_PRECISE_STATS True BN.NUM_SAMPLES_PRECISE 100",
+    "mixup and cutmix": "TRAIN.MIXUP_ALPHA 0.4 TRAIN.CUTMIX_ALPHA 1.0",
+    "accumulation and clipping": "TRAIN.ACCUM_STEPS 4 OPTIM.CLIP_NORM 0.5",
+    "bf16": "TRAIN.MIXED_PRECISION bf16",
+    "fp16": "TRAIN.MIXED_PRECISION fp16 OPTIM.CLIP_NORM 1.0",
+    "adam": "OPTIM.OPTIMIZER adam OPTIM.BASE_LR 1e-3",
+    "adamw": "OPTIM.OPTIMIZER adamw OPTIM.BASE_LR 1e-3 OPTIM.MAX_EPOCH 2 OPTIM.LR_POLICY exp",
+    "lin": "OPTIM.LR_POLICY lin OPTIM.MIN_LR 0.1",
+    "steps": "OPTIM.LR_POLICY steps OPTIM.STEPS [1] OPTIM.MAX_EPOCH 2",
+    "plain sgd": "OPTIM.MOMENTUM 0.0 OPTIM.WEIGHT_DECAY 0.0 OPTIM.WARMUP_EPOCHS 0.0",
+    "channels first": "MODEL.CHANNELS_LAST False",
+    "label smoothing": "TRAIN.LABEL_SMOOTHING 0.1",
+    "head by parts": "HEAD.SIMILARITY.NAME cosine HEAD.MARGIN.NAME additive_cosine HEAD.LR_MULT 2.0 HEAD.WEIGHT_DECAY 0",
+    "long epochs between": "OPTIM.MAX_EPOCH 2 TRAIN.EVAL_PERIOD 5 TRAIN.CHECKPOINT_PERIOD 5 LOG_PERIOD 100",
+}
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in newest(folder)["model"].items() if name.endswith(("weight", "bias"))}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_option_trains(tmp_path: Path, options: str) -> None:
+    ended = call(*DIGITS, *FAST, *options.split(), "OUT_DIR", tmp_path / "run")
+    assert ended.code == 0 and "tested on" in ended.out, ended.err
+    found, state = result(tmp_path / "run"), newest(tmp_path / "run")
+    epochs = state["epoch"]
+    assert found["test"]["samples"] == 360 and [row["epoch"] for row in found["history"]] == list(range(1, epochs + 1))
+    weights = {"model": state["model"], **({"ema": state["ema"]} if "EMA" in options else {})}
+    assert all(w.isfinite().all() for tree in weights.values() for w in tree.values())
+    assert all(math.isfinite(row["train"]["loss"]) for row in found["history"])
+    chosen = "val" if epochs and "EVAL_SPLIT" not in options else None
+    assert found["chosen_on"] == chosen and (tmp_path / "run/checkpoints/best.safetensors").exists() == bool(chosen)
+
+
+@pytest.mark.slow
+def test_compiled_model_trains_as_the_plain_one(tmp_path: Path) -> None:
+    models = []
+    for compiled in ("False", "True"):
+        ended = call(*DIGITS, *FAST, "MODEL.COMPILE", compiled, "OUT_DIR", tmp_path / compiled)
+        assert ended.code == 0, ended.err
+        models.append(parameters(tmp_path / compiled))
+    for name, weight in models[0].items():
+        torch.testing.assert_close(models[1][name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_accumulation_is_the_whole_batch_in_parts(tmp_path: Path) -> None:
+    models = []
+    for parts in (1, 4):
+        ended = call(*DIGITS, *FAST, "TRAIN.ACCUM_STEPS", parts, "OUT_DIR", tmp_path / str(parts))
+        assert ended.code == 0, ended.err
+        models.append(parameters(tmp_path / str(parts)))
+    for name, weight in models[0].items():
+        torch.testing.assert_close(models[1][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_by_a_learning_rate_of_0(tmp_path: Path) -> None:
+    first = call(*DIGITS, *FAST, "OPTIM.MAX_EPOCH", 0, "OUT_DIR", tmp_path / "a")
+    second = call(*DIGITS, *FAST, "OPTIM.BASE_LR", 0.0, "OUT_DIR", tmp_path / "b")
+    assert first.code == second.code == 0
+    before, after = parameters(tmp_path / "a"), parameters(tmp_path / "b")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert result(tmp_path / "a")["test"]["top1_errors"] == result(tmp_path / "b")["test"]["top1_errors"]
+
+
+def test_weights_to_start_from(trained: Path, tmp_path: Path) -> None:
+    weights = trained / "model.safetensors"
+    ended = call(*DIGITS, *FAST, "OPTIM.MAX_EPOCH", 0, "TRAIN.WEIGHTS", weights, "OUT_DIR", tmp_path)
+    assert ended.code == 0
+    assert result(tmp_path)["test"] == result(trained)["test"]

@@ -1,0 +1,94 @@
+"""The house rules of docs/architecture.md: who may import whom, and that nothing is global."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): p
+           for folder in ("pycls", "tools") for p in sorted((ROOT / folder).rglob("*.py"))}  # fmt: skip
+
+ROOMS = {
+    "errors": set(),
+    "registry": {"errors"},
+    "runtime": {"errors", "runtime"},
+    "models": {"errors", "registry", "models", "heads"},  # create_model puts a head on a backbone
+    "heads": {"errors", "registry", "heads"},
+    "data": {"errors", "registry", "data"},
+    "engine": {"errors", "runtime", "engine"},
+    "config": {"errors", "registry", "config"},
+    "build": {"errors", "registry", "runtime", "models", "heads", "data", "engine", "config"},
+    "launching": {"errors", "runtime", "engine", "config"},
+    "run": {"", "errors", "runtime", "models", "engine", "config", "build", "launching"},
+    "cli": {"errors", "runtime", "config", "run"},
+    "tools": {"cli"},
+    "": {"heads", "models"},  # pycls itself: the library's few names
+}
+PAGE = ROOT / "docs" / "architecture.md"
+SEE_CONFIG = {"config", "build", "launching", "run", "cli"}
+LIGHT = {"", "errors", "registry", "config", "cli", "tools"}
+"""Rooms that must not import torch: a mistake is reported before that would cost seconds."""
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[0] if parts[0] == "tools" else ".".join(parts[1:2])
+
+
+def imports(tree: ast.AST, module: str, path: Path) -> Iterator[tuple[str, int]]:
+    """(imported module, line) of every import, inside functions too; ``importlib.import_module("...")`` as well."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((name if name in SOURCES else str(node.module), node.lineno) for name in names)
+        elif (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
+              and isinstance(node.args[0], ast.Constant)):  # fmt: skip
+            yield node.args[0].value, node.lineno
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_module_keeps_to_its_room(module: str) -> None:
+    path = SOURCES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = room(module)
+    assert own in ROOMS, f"{path}: a new room; say in docs/architecture.md and here what it may import"
+    for name, line in imports(tree, module, path):
+        where = f"{path.relative_to(ROOT)}:{line} imports {name}"
+        if name.split(".")[0] == "pycls":
+            assert room(name) in ROOMS[own], where
+        if name.split(".")[0] == "yacs":
+            assert own in SEE_CONFIG, where
+        if name.split(".")[0] == "torch" and own in LIGHT:
+            raise AssertionError(where)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_no_configuration_is_global(module: str) -> None:
+    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.Global | ast.Nonlocal), f"{module}:{node.lineno}: {ast.unparse(node)}"
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        for target in targets:
+            names = {n.id.lower() for n in ast.walk(target) if isinstance(n, ast.Name)}
+            assert names.isdisjoint({"cfg", "_c", "_cfg", "config"}), f"{module}:{node.lineno}"
+
+
+def test_nothing_below_the_composition_root_takes_a_configuration() -> None:
+    for module, path in SOURCES.items():
+        if room(module) in SEE_CONFIG:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.arg):
+                assert node.arg not in ("cfg", "config"), f"{path}:{node.lineno}: an argument {node.arg}"
+
+
+def test_the_rules_are_those_of_the_page() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for name in ROOMS:
+        assert name in page, f"docs/architecture.md does not know the room {name}"
