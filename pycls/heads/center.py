@@ -1,14 +1,18 @@
 """Centre loss (Wen, Zhang, Li, Qiao, ECCV 2016)."""
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
 from pycls.heads.parts import Auxiliary
 from pycls.registry import AUXILIARIES, HEADS
+
+Update = Literal["paper", "gradient"]
 
 
 @AUXILIARIES.register("center")
@@ -17,13 +21,15 @@ class CenterLoss(Auxiliary):
 
     The paper's equation 2 sums over the batch; the mean keeps the balance with the cross entropy, which is a mean too,
     at any batch size. After each training step the centres move by the paper's equation 4:
-    ``c_j <- c_j - rate sum_{y_i = j} (c_j - x_i) / (1 + n_j)``, over the batch of all processes.
+    ``c_j <- c_j - rate sum_{y_i = j} (c_j - x_i) / (1 + n_j)``, over the batch of all processes. In the gradient form they
+    are parameters instead, which the optimiser moves by the loss's gradient.
 
     Args:
         in_features: D.
         num_classes: K.
         weight: lambda of the paper.
         center_rate: alpha of the paper, in [0, 1].
+        update: the paper's rule, or the gradient form.
 
     Raises:
         ValueError: if weight is negative or center_rate outside [0, 1].
@@ -33,12 +39,18 @@ class CenterLoss(Auxiliary):
     name = "center"
     centers: Tensor
 
-    def __init__(self, in_features: int, num_classes: int, weight: float = 0.003, center_rate: float = 0.5) -> None:
+    def __init__(
+        self, in_features: int, num_classes: int, weight: float = 0.003, center_rate: float = 0.5, update: Update = "paper"
+    ) -> None:
         super().__init__()
         if weight < 0 or not 0 <= center_rate <= 1:
             raise ValueError(f"weight is >= 0 and center_rate in [0, 1], not {weight} and {center_rate}")
         self.weight, self.center_rate = weight, center_rate
-        self.register_buffer("centers", torch.zeros(num_classes, in_features))
+        self.by_paper = update == "paper"
+        if self.by_paper:
+            self.register_buffer("centers", torch.zeros(num_classes, in_features))
+        else:
+            self.centers = nn.Parameter(torch.zeros(num_classes, in_features))
 
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, as a mean."""
@@ -47,6 +59,8 @@ class CenterLoss(Auxiliary):
 
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Equation 4; a mixture counts by its shares."""
+        if not self.by_paper:
+            return
         width = features.shape[1]
         # sums and counts side by side: one collective for both
         sums = features.new_zeros(len(self.centers), width + 1)
@@ -58,11 +72,13 @@ class CenterLoss(Auxiliary):
 
     def extra_repr(self) -> str:
         """weight, center_rate."""
-        return f"weight={self.weight}, center_rate={self.center_rate}"
+        return f"weight={self.weight}, " + (f"center_rate={self.center_rate}" if self.by_paper else "gradient form")
 
 
 @HEADS.register("center")
-def center(in_features: int, num_classes: int, weight: float = 0.003, center_rate: float = 0.5) -> Head:
+def center(
+    in_features: int, num_classes: int, weight: float = 0.003, center_rate: float = 0.5, update: Update = "paper"
+) -> Head:
     """Softmax with centre loss: ``L_S + lambda / 2 |x_i - c_y|^2`` (Wen et al., ECCV 2016, equation 5).
 
     Args:
@@ -70,6 +86,7 @@ def center(in_features: int, num_classes: int, weight: float = 0.003, center_rat
         num_classes: K.
         weight: lambda.
         center_rate: alpha, the centres' own learning rate.
+        update: the paper's rule, or the gradient form.
     """
-    centers = CenterLoss(in_features, num_classes, weight, center_rate)
+    centers = CenterLoss(in_features, num_classes, weight, center_rate, update)
     return Head(Linear(in_features, num_classes), None, CrossEntropy(), [centers])

@@ -1,0 +1,48 @@
+"""A part of a data set: the same number of images of each class, always the same ones."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pycls.data import rng
+from pycls.data.dataset import SPLIT_SEED, ArrayDataset, FileDataset
+
+SALT = 1
+"""Apart from the hash that holds out val, so that the two choices are independent."""
+
+
+def per_class(labels: Tensor, count: int) -> Tensor:
+    """Ids, ascending, of ``count`` samples of each class (all of a smaller one), those with the smallest hashes.
+
+    A smaller count gives a part of a larger one's, and RNG_SEED has no say: runs are comparable.
+    """
+    by_hash = rng.permutation(len(labels), SPLIT_SEED, SALT, rng.SPLIT)
+    by_class = by_hash[labels[by_hash].argsort(stable=True)]
+    counts = torch.bincount(labels)
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return by_class[rank < count].sort().values
+
+
+def subset(dataset: ArrayDataset | FileDataset, ids: Tensor) -> ArrayDataset | FileDataset:
+    """The data set of these samples, in this order; ids in it count from 0 again."""
+    if isinstance(dataset, ArrayDataset):
+        return dataclasses.replace(dataset, labels=dataset.labels[ids], images=dataset.images[ids])
+    own = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(FileDataset)}
+    return _FileSubset(**{**own, "labels": dataset.labels[ids]}, whole=dataset, ids=ids.numpy())
+
+
+@dataclass
+class _FileSubset(FileDataset):
+    whole: FileDataset
+    ids: np.ndarray
+
+    def load(self, index: int) -> np.ndarray:
+        """As the whole set's."""
+        return self.whole.load(int(self.ids[index]))
+
+    def describe(self, index: int) -> str:
+        """As the whole set's."""
+        return self.whole.describe(int(self.ids[index]))

@@ -1,0 +1,148 @@
+"""What a user of a head wants to be told: that a scale or margin cannot work, and how features and prototypes lie.
+
+Both look at a batch or at the head's numbers, away from the training step: at the start, and once a log period.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pycls.heads.arcface import AdditiveAngle, Combined
+from pycls.heads.cosface import AdditiveCosine
+from pycls.heads.cosine import Cosine
+from pycls.heads.head import Head
+from pycls.heads.long_tail import LabelDistributionMargin
+from pycls.heads.multi_angle import MultiAngle
+from pycls.heads.rbf_softmax import RadialBasis
+from pycls.heads.scale import adacos_scale
+
+REACHABLE = 0.9
+"""A head should be able to give its target at least this probability, margin included."""
+
+
+def at_start(head: Head) -> list[str]:
+    """Warnings that follow from the head's numbers alone, each a line for the log."""
+    similarity = head.similarity
+    if not isinstance(similarity, Cosine) or similarity.scaling.learning != "fixed":
+        return []
+    scale, classes, dim = float(similarity.scale), similarity.num_classes, similarity.weight.shape[1]
+    warnings = []
+    best = best_probability(scale, classes, dim, 0.0)
+    if classes > 1 and best < REACHABLE:
+        warnings.append(
+            f"HEAD.SCALE {scale:g} is too small for {classes} classes: even perfect features get probability {best:.2f}. "
+            f"AdaCos suggests {adacos_scale(classes):.1f}"
+        )
+    shift = cosine_shift(head)
+    widest = 1 - least_cosine(classes, dim)
+    if shift > widest:
+        warnings.append(
+            f"the margin lowers the target's cosine by {shift:.2f}, more than the {widest:.2f} that can separate "
+            f"{classes} prototypes in {dim} dimensions: it cannot be met"
+        )
+    elif classes > 1 and best >= REACHABLE > (with_margin := best_probability(scale, classes, dim, shift)):
+        warnings.append(
+            f"with its margin the target's probability can reach {with_margin:.2f} at most at HEAD.SCALE {scale:g}: "
+            "take a larger scale or a smaller margin"
+        )
+    return warnings
+
+
+def least_cosine(classes: int, dim: int) -> float:
+    """The largest cosine between neighbours of the best-spread prototypes, at least: -1 / (K - 1), or cos(2 pi / K) in 2-D.
+
+    (CosFace, section 3.4. With K > D + 1 in more than two dimensions the bound is not reached; there it is 0.)
+    """
+    if classes < 2:
+        return -1.0
+    if dim == 1:
+        return -1.0 if classes == 2 else 1.0
+    if dim == 2:
+        return math.cos(2 * math.pi / classes)
+    return -1 / (classes - 1) if classes <= dim + 1 else 0.0
+
+
+def cosine_shift(head: Head) -> float:
+    """By how much the margin lowers the target's cosine of 1."""
+    margin = head.margin
+    if isinstance(margin, LabelDistributionMargin):
+        return margin.max_margin
+    if isinstance(margin, AdditiveAngle | AdditiveCosine | Combined):
+        one = torch.ones(1, dtype=torch.float64)
+        return float(1 - margin(one, torch.zeros(1, dtype=torch.int64)))
+    return 0.0
+
+
+def best_probability(scale: float, classes: int, dim: int, shift: float) -> float:
+    """Softmax probability of the target with features on prototypes spread as well as can be."""
+    gap = scale * (1 - shift - least_cosine(classes, dim))
+    return 1 / (1 + (classes - 1) * math.exp(-gap)) if gap > -700 else 0.0
+
+
+@torch.no_grad()
+def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """How a batch lies to the prototypes: 0-dim tensors on the batch's device, to be read when it suits.
+
+    ``angle_own`` and ``angle_nearest`` (degrees, to the own and to the nearest other class's prototype, means),
+    ``feature_norm``, ``weight_norm`` (means), ``margin_violations`` (share of the samples whose target, margin included,
+    is not first), ``errors_without_margin`` (the same without), and where they exist ``scale``, ``lambda`` and
+    ``underflow`` (share of the RBF kernels that are nothing in the logits' precision).
+
+    Args:
+        head: any head; its buffers are left alone.
+        features: [N, D].
+        labels: int64 [N]; samples without a target (negative) are left out.
+    """
+    keep = labels >= 0
+    x, y = features.detach()[keep].float(), labels[keep]
+    similarity = head.similarity
+    weight = similarity.weight.detach().float()
+    cos = torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(weight, dim=1).t()
+    if similarity.form.num_centers > 1:
+        cos = cos.view(len(x), similarity.num_classes, -1).amax(dim=2)
+    own = cos.gather(1, y[:, None])[:, 0]
+    nearest = cos.scatter(1, y[:, None], -2.0).amax(dim=1)
+    found = {
+        "angle_own": _degrees(own),
+        "angle_nearest": _degrees(nearest),
+        "feature_norm": x.norm(dim=1).mean(),
+        "weight_norm": weight.norm(dim=1).mean(),
+    }
+    queries = similarity.queries(x)
+    scores = similarity.scores(queries, y[:, None])
+    was_training = head.training
+    head.train()  # for the margin; nothing is advanced here
+    plain, target = head._target_logits(scores, queries, y, 0)
+    head.train(was_training)
+    rivals = scores.logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    found["margin_violations"] = (target <= rivals).float().mean()
+    found["errors_without_margin"] = (plain <= rivals).float().mean()
+    scale = getattr(similarity, "scale", None)
+    if isinstance(scale, Tensor):
+        found["scale"] = scale.detach().float()
+    if isinstance(head.margin, MultiAngle):
+        found["lambda"] = torch.as_tensor(head.margin.annealed(torch.float32), device=x.device)
+    if isinstance(similarity, RadialBasis):
+        found["underflow"] = (scores.logits < 1e-6 * similarity.scale).float().mean()
+    return found
+
+
+def _degrees(cos: Tensor) -> Tensor:
+    return torch.rad2deg(cos.clamp(-1, 1).acos()).mean()
+
+
+def on_the_way(numbers: dict[str, float]) -> list[str]:
+    """Warnings that follow from :func:`telemetry`'s numbers, each a line for the log."""
+    warnings = []
+    if numbers.get("underflow", 0.0) > 0.5:
+        warnings.append(
+            f"{numbers['underflow']:.0%} of the RBF kernels are zero: the features are too far from the prototypes to learn "
+            "from. Take a larger HEAD.GAMMA (of the order of the squared distances), or features of a smaller norm"
+        )
+    if numbers["margin_violations"] == 1.0 and numbers["errors_without_margin"] < 1.0:
+        warnings.append(
+            "no sample of the batch meets the margin, though some are right without it: warm it up with "
+            "HEAD.MARGIN_WARMUP (steps), or take a smaller one"
+        )
+    return warnings
