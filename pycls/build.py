@@ -22,12 +22,13 @@ from pycls.data.dataset import (
 )
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.mix import mix
+from pycls.data.subset import per_class, subset
 from pycls.engine.ema import Ema
 from pycls.engine.evaluate import Evaluation, evaluate
-from pycls.data.subset import per_class, subset
 from pycls.engine.optim import Decay, Schedule, make_optimizer, parameter_groups
 from pycls.engine.trainer import Mix, Settings
 from pycls.errors import InputError
+from pycls.heads.advice import Watch, at_start
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.models.classifier import Classifier
@@ -134,6 +135,16 @@ def _smooth(head: Any, label_smoothing: float) -> None:
     if own not in (0.0, label_smoothing):
         raise InputError(f"TRAIN.LABEL_SMOOTHING is {label_smoothing}, but HEAD.CRITERION.LABEL_SMOOTHING is {own}")
     head.criterion.label_smoothing = label_smoothing
+
+
+def build_inspector(model: Classifier) -> Callable[[], dict[str, float]] | None:
+    """What tells, once a log period, how the last batch lay to the head's prototypes; None for a head of another kind."""
+    return Watch(model.head).read if isinstance(model.head, Head) else None
+
+
+def head_warnings(model: Classifier) -> list[str]:
+    """What the head's numbers say before training."""
+    return at_start(model.head) if isinstance(model.head, Head) else []
 
 
 def image_size(cfg: CfgNode, dataset: Dataset) -> int:

@@ -106,6 +106,7 @@ def _trainer(
                           cfg.OPTIM.MAX_EPOCH, len(loader), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_SPLIT),
         extra={"config": config.dump(cfg), "versions": {"pycls": pycls.__version__, "torch": torch.__version__}},
         sample_log=_sample_log(out_dir, ranks.rank) if cfg.LOG_SAMPLES else None,
+        inspect=build.build_inspector(model) if ranks.is_main else None,
     )  # fmt: skip
 
 
@@ -114,6 +115,8 @@ def _announce(cfg: CfgNode, trainer: Trainer, dataset: build.Dataset, classes: i
                 classes, f"{sum(p.numel() for p in trainer.model.parameters()):,}", device)  # fmt: skip
     if trainer.settings.autocast is not None and device.type == "cpu" and not has_fast_bf16(device):
         logger.warning("this CPU has no bf16 units: TRAIN.MIXED_PRECISION makes training about ten times slower here")
+    for warning in build.head_warnings(trainer.model):
+        logger.warning(warning)
     if cfg.TRAIN.EVAL_SPLIT == "test":
         logger.info("evaluating on the test part in training: shown, but the best epoch is not chosen on it")
 

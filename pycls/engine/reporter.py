@@ -42,8 +42,9 @@ class Reporter:
                                   None if self.is_main else False, initial=start * self.batch_size)  # fmt: skip
         return self._progress
 
-    def steps_done(self, epoch: int, start: int, lr: float, stats: Mapping[str, float]) -> None:
-        """``start`` steps of the epoch are done; ``stats`` are its means so far."""
+    def steps_done(self, epoch: int, start: int, lr: float, stats: Mapping[str, float],
+                   head: Mapping[str, float]) -> None:  # fmt: skip
+        """``start`` steps of the epoch are done; ``stats`` are its means so far, ``head`` the head's numbers."""
         assert self._progress is not None, "an epoch has begun"
         now, images = time.perf_counter(), (start - self._done) * self.batch_size
         self._rate = images / max(now - self._ticks, 1e-9)
@@ -54,8 +55,10 @@ class Reporter:
         left = self._seconds_left(epoch, start)
         place = {"epoch": f"{epoch + 1}/{self.max_epoch}", "iter": f"{start}/{self.steps}"}
         log_json_stats({**place, "lr": lr, "img_per_s": self._rate, "time_left_s": left, **stats}, "train_iter")
+        if head:
+            log_json_stats({**place, **head}, "head")
         curves = {**{f"train/{name}": value for name, value in stats.items()}, "train/lr": lr,
-                  "train/img_per_s": self._rate}  # fmt: skip
+                  "train/img_per_s": self._rate, **{f"head/{name}": value for name, value in head.items()}}  # fmt: skip
         self.board.scalars(epoch * self.steps + start, curves)
         if not self._progress.enabled and now - self._last_line > LINE_PERIOD_S and start < self.steps:
             self._last_line = now

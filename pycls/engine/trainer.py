@@ -64,6 +64,8 @@ class Trainer:
         before_evaluation: called with the epoch (precise batch norm).
         choose_best: whether an evaluation may choose the best checkpoint (never on the test split).
         extra: further entries for the checkpoint (config, versions).
+        sample_log: (step, ids) -> None, called with every batch, or None.
+        inspect: () -> numbers of the head, called once a log period, or None.
     """
 
     model: Any
@@ -83,6 +85,7 @@ class Trainer:
     reporter: Reporter
     extra: dict[str, Any]
     sample_log: Callable[[int, Tensor], None] | None = None
+    inspect: Callable[[], dict[str, float]] | None = None
     epoch: int = 0
     start: int = 0
     best_error: float = math.inf
@@ -115,6 +118,7 @@ class Trainer:
     def _train_epoch(self, stop: StopSignal) -> None:
         settings, steps = self.settings, len(self.loader)
         self.network.train()
+        self.model.set_epoch(self.epoch)
         with self.reporter.begin_epoch(self.epoch, self.start):
             for images, labels, ids in self.loader.epoch(self.epoch, self.start):
                 lr = self.schedule(self.epoch + self.start / steps)
@@ -128,7 +132,9 @@ class Trainer:
                 if self.ema is not None:
                     self.ema.update(self.step)
                 if self.start % settings.log_period == 0 or self.start == steps:
-                    self.reporter.steps_done(self.epoch, self.start, lr, self._check_finite())
+                    stats = self._check_finite()
+                    seen = self.inspect() if self.inspect is not None else {}
+                    self.reporter.steps_done(self.epoch, self.start, lr, stats, seen)
                 if self.ranks.world_size == 1 or self.start % settings.log_period == 0 or self.start == steps:
                     self._stop_if_asked(stop)
                 if settings.checkpoint_steps and self.start % settings.checkpoint_steps == 0 and self.start < steps:

@@ -3,7 +3,9 @@
 Both look at a batch or at the head's numbers, away from the training step: at the start, and once a log period.
 """
 
+import logging
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from pycls.heads.long_tail import LabelDistributionMargin
 from pycls.heads.multi_angle import MultiAngle
 from pycls.heads.rbf_softmax import RadialBasis
 from pycls.heads.scale import adacos_scale
+
+logger = logging.getLogger(__name__)
 
 REACHABLE = 0.9
 """A head should be able to give its target at least this probability, margin included."""
@@ -132,16 +136,48 @@ def _degrees(cos: Tensor) -> Tensor:
     return torch.rad2deg(cos.clamp(-1, 1).acos()).mean()
 
 
-def on_the_way(numbers: dict[str, float]) -> list[str]:
-    """Warnings that follow from :func:`telemetry`'s numbers, each a line for the log."""
-    warnings = []
+class Watch:
+    """Remembers the last batch a head trained on, and tells of it when asked: no forward pass of its own.
+
+    Args:
+        head: the head.
+        samples: of the batch, at the most.
+    """
+
+    def __init__(self, head: Head, samples: int = 64) -> None:
+        self._head, self._samples = head, samples
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self._told: set[str] = set()
+        head.register_forward_pre_hook(self._remember)
+
+    def _remember(self, head: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if head.training and len(inputs) > 1 and inputs[1] is not None:
+            labels = inputs[1] if isinstance(inputs[1], Tensor) else inputs[1][0]
+            self._seen = inputs[0].detach()[: self._samples], labels[: self._samples]
+
+    def read(self) -> dict[str, float]:
+        """:func:`telemetry` of that batch, after the optimiser's step; waits for the device. Warns of what it shows, once."""
+        if self._seen is None:
+            return {}
+        found = telemetry(self._head, *self._seen)
+        numbers = dict(zip(found, torch.stack([v.float() for v in found.values()]).tolist(), strict=True))
+        for kind, warning in on_the_way(numbers).items():
+            if kind not in self._told:
+                logger.warning(warning)
+            self._told.add(kind)
+        return numbers
+
+
+def on_the_way(numbers: dict[str, float]) -> dict[str, str]:
+    """Warnings that follow from :func:`telemetry`'s numbers: kind -> a line for the log."""
+    warnings = {}
     if numbers.get("underflow", 0.0) > 0.5:
-        warnings.append(
+        warnings["underflow"] = (
             f"{numbers['underflow']:.0%} of the RBF kernels are zero: the features are too far from the prototypes to learn "
             "from. Take a larger HEAD.GAMMA (of the order of the squared distances), or features of a smaller norm"
         )
     if numbers["margin_violations"] == 1.0 and numbers["errors_without_margin"] < 1.0:
-        warnings.append(
+        warnings["margin"] = (
             "no sample of the batch meets the margin, though some are right without it: warm it up with "
             "HEAD.MARGIN_WARMUP (steps), or take a smaller one"
         )

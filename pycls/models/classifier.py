@@ -22,6 +22,11 @@ class Classifier(nn.Module):
         """Images float [N, C, H, W] -> features [N, D]."""
         return self.backbone(images)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch (from 0 on) by the training loop; the head's schedules by epoch follow."""
+        if hasattr(self.head, "set_epoch"):
+            self.head.set_epoch(epoch)  # type: ignore[operator]
+
     def forward(self, images: Tensor, labels: Any = None) -> Any:
         """The head's output for images float [N, C, H, W].
 

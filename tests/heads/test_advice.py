@@ -77,11 +77,23 @@ def test_telemetry_of_every_head_leaves_it_alone(name):
 def test_underflowing_kernels_are_told():
     head = pycls.create_head("rbf_softmax", 64, 10)
     far = {k: float(v) for k, v in advice.telemetry(head, 20 * torch.randn(32, 64), torch.randint(0, 10, (32,))).items()}
-    assert far["underflow"] > 0.9 and "RBF kernels" in advice.on_the_way(far)[0]
+    assert far["underflow"] > 0.9 and "RBF kernels" in advice.on_the_way(far)["underflow"]
     near = {k: float(v) for k, v in advice.telemetry(head, 0.1 * torch.randn(32, 64), torch.randint(0, 10, (32,))).items()}
-    assert advice.on_the_way(near) == []
+    assert advice.on_the_way(near) == {}
 
 
 def test_a_margin_nobody_meets_is_told():
-    assert "HEAD.MARGIN_WARMUP" in advice.on_the_way({"margin_violations": 1.0, "errors_without_margin": 0.4})[0]
-    assert advice.on_the_way({"margin_violations": 1.0, "errors_without_margin": 1.0}) == []
+    assert "HEAD.MARGIN_WARMUP" in advice.on_the_way({"margin_violations": 1.0, "errors_without_margin": 0.4})["margin"]
+    assert advice.on_the_way({"margin_violations": 1.0, "errors_without_margin": 1.0}) == {}
+
+
+def test_the_watch_tells_of_the_last_training_batch_and_warns_once(caplog):
+    head = pycls.create_head("rbf_softmax", 64, 10)
+    watch = advice.Watch(head)
+    assert watch.read() == {}
+    x, y = 20 * torch.randn(32, 64), torch.randint(0, 10, (32,))
+    head(x, (y, y.flip(0), 0.6))
+    head.eval()(torch.zeros(3, 64), y[:3])
+    expected = {name: float(value) for name, value in advice.telemetry(head, x, y).items()}
+    assert watch.read() == pytest.approx(expected) and watch.read() == pytest.approx(expected)
+    assert sum("RBF kernels" in message for message in caplog.messages) == 1

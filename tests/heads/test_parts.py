@@ -1,6 +1,7 @@
 """Heads by parts: every similarity with every margin of its domain and every criterion; chunks; what changes by the step."""
 
 import inspect
+import itertools
 import math
 
 import pytest
@@ -95,7 +96,7 @@ def test_large_numbers_of_classes_are_cut_by_themselves():
     assert len(_chunks(1000, 512, 0)) == 1
     cut = _chunks(200_000, 512, 0)
     assert len(cut) > 10 and cut[0][0] == 0 and cut[-1][1] == 200_000
-    assert all(a[1] == b[0] for a, b in zip(cut, cut[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(cut))
 
 
 def test_the_margin_warms_up_step_by_step():

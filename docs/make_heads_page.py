@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes docs/heads.md: every head with its formula, options, parts, certificate, and the measured cost and accuracy.
 
-    python tools/make_heads_page.py              # certificates anew (a minute), figures from benchmarks/results/*.json
-    python tools/make_heads_page.py --check      # exit 1 unless the page has every head with its present options
+    python docs/make_heads_page.py              # certificates anew (a minute), figures from benchmarks/results/*.json
+    python docs/make_heads_page.py --check      # exit 1 unless the page has every head with its present options
 
 Formulas, papers and options are the docstrings and signatures themselves. The certificate is the largest relative error of
 loss, logits and all gradients against the per-sample float64 references of tests/heads.
@@ -34,7 +34,7 @@ similarity goes with any margin of its domain and with any criterion; a criterio
 beside a name. Class counts come from the training set. In the library: `pycls.create_head("arcface", in_features=512,
 num_classes=1000, scale=30.0)`.
 
-This page is written by `python tools/make_heads_page.py` from the code itself.
+This page is written by `python docs/make_heads_page.py` from the code itself.
 
 ## The table
 
