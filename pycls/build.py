@@ -218,6 +218,22 @@ def build_judge(
     return lambda model: evaluate(model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
 
 
+def build_unknown_loader(cfg: CfgNode, known: Dataset, device: torch.device) -> EvalLoader:
+    """The test part of TEST.OPEN_SET, normalised and sized as the known data are, whole on this process."""
+    name = cfg.TEST.OPEN_SET
+    with user_errors(name):
+        root = str(resolve_root(cfg.DATA.ROOT))
+        dataset = DATASETS.get(name)(**config.dataset_arguments(cfg, name, root=root, split="test"))
+    if dataset.channels != known.channels:
+        raise InputError(f"TEST.OPEN_SET {name} has images of {dataset.channels} channels, {known.name} of {known.channels}")
+    dataset.mean, dataset.std = known.mean, known.std
+    with user_errors("TEST.OPEN_SET"):
+        return EvalLoader(
+            dataset, cfg.TEST.BATCH_SIZE, device=device, channels_last=cfg.MODEL.CHANNELS_LAST,
+            im_size=image_size(cfg, known), num_workers=cfg.DATA_LOADER.NUM_WORKERS,
+        )  # fmt: skip
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser over the backbone's and the head's parameters, each with its weight decay and learning rate."""
     decay = Decay(

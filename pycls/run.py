@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 import pycls
 from pycls import build, config, launching
-from pycls.engine import plots, reports
+from pycls.engine import open_set, plots, reports
 from pycls.engine.checkpoints import load_model_state, model_state
 from pycls.engine.evaluate import Evaluation, evaluate, precise_batch_norm
 from pycls.engine.reporter import Reporter
@@ -57,6 +57,8 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     dataset, test_set = build.build_dataset(cfg, cfg.TRAIN.SPLIT), build.build_test_set(cfg)
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
+    if cfg.TEST.OPEN_SET:
+        build.build_unknown_loader(cfg, test_set[0], device)  # what is missing is to be known now
     trainer = _trainer(cfg, out_dir, dataset, classes, device, ranks)
     setup_logging(out_dir, ranks.rank)
     state = trainer.checkpoints.newest(ranks.is_main)
@@ -139,11 +141,12 @@ def _finish(
     tested = evaluate(trainer.model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
     if not ranks.is_main:
         return
+    tested["open_set"] = _open_set(cfg, trainer.model, tested_on, device)
     about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "top1_err": tested["top1_err"],
              "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
     save_weights(out_dir / "model.safetensors", model_state(trainer.model), about)
     drawn = _draw(cfg, out_dir, trainer, tested_on, device)
-    log_json_stats({k: v for k, v in tested.items() if not isinstance(v, list)}, "test_epoch")
+    log_json_stats({k: v for k, v in tested.items() if not isinstance(v, list | dict)}, "test_epoch")
     result = {
         "epoch": state["epoch"], "weights": which, "chosen_on": cfg.TRAIN.EVAL_SPLIT if chosen else None,
         "history": trainer.history, "test": tested, "test_set": tested_on.name, "test_split": split,
@@ -152,6 +155,15 @@ def _finish(
     reports.write(out_dir / RESULT, result)
     logger.info("\n%s\n", reports.table(result))
     logger.info("in %s: %s", out_dir, ", ".join(["model.safetensors", RESULT, *drawn]))
+
+
+def _open_set(cfg: CfgNode, model: Any, known: build.Dataset, device: torch.device) -> dict[str, Any] | None:
+    """How well the known classes' test images are told from those of TEST.OPEN_SET; None if none is asked for."""
+    if not cfg.TEST.OPEN_SET:
+        return None
+    inside = open_set.score_all(model, build.build_eval_loader(cfg, known, device, Ranks()))
+    outside = open_set.score_all(model, build.build_unknown_loader(cfg, known, device))
+    return {"data_set": cfg.TEST.OPEN_SET, "scores": open_set.judge(inside, outside)}
 
 
 def _chosen_state(trainer: Trainer) -> tuple[dict[str, Any], bool]:
@@ -201,6 +213,7 @@ def test(cfg: CfgNode) -> int:
         loader = build.build_eval_loader(cfg, dataset, device, ranks)
         tested = evaluate(model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
         if ranks.is_main:
+            tested["open_set"] = _open_set(cfg, model, dataset, device)
             result = {"test": tested, "test_set": dataset.name, "test_split": split, "weights": str(path),
                       "epoch": about.get("epoch"), "class_names": list(dataset.class_names)}  # fmt: skip
             _report(cfg, "test.json", result, reports.table(result))

@@ -75,7 +75,7 @@ def _import_outside(names: list[str], given: Given, cfg_file: str | None) -> lis
 def _choose(values: dict[str, Any], given: Given) -> list[Chosen]:
     """The selected components. Every name and section is checked before any of them is imported."""
     selected = [(MODELS, values["MODEL.TYPE"], "MODEL.TYPE")]
-    selected += [(DATASETS, values[key], key) for key in ("TRAIN.DATASET", "TEST.DATASET") if values[key]]
+    selected += [(DATASETS, values[key], key) for key in ("TRAIN.DATASET", "TEST.DATASET", "TEST.OPEN_SET") if values[key]]
     for registry, name, key in selected:
         components.check_name(registry, name, given[key].at(key) if key in given else key)
     head = components.choose_head(given)
@@ -253,5 +253,6 @@ def _flatten_into(flat: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _tested_only(tree: Mapping[str, Any]) -> set[str]:
-    train, test = tree.get("TRAIN", {}).get("DATASET"), tree.get("TEST", {}).get("DATASET")
-    return {section_of(DATASETS.get(test), test)} if test in DATASETS and test != train else set()
+    train, test = tree.get("TRAIN", {}).get("DATASET"), tree.get("TEST", {})
+    names = {test.get("DATASET"), test.get("OPEN_SET")} - {train, "", None}
+    return {section_of(DATASETS.get(name), name) for name in names if name in DATASETS}

@@ -84,6 +84,7 @@ CORE: dict[str, Option] = {
     "TEST.BATCH_SIZE": Option(1000, "images in an evaluation batch, over all processes", low=1),
     "TEST.IM_SIZE": Option(0, "side an image is resized to before its centre is cut out; 0 for the data set's own",
                            low=0),
+    "TEST.OPEN_SET": Option("", "a data set of other classes: how well its test part is told from the known classes"),
     "TEST.WEIGHTS": Option("", "checkpoint or weights to test; empty for the best in OUT_DIR"),
     "TEST.TOP_K": Option(5, "k of the top-k error (at most the number of classes)", low=1),
     "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files", low=0),

@@ -1,5 +1,8 @@
 """Open-set recognition: scores that should be high for known classes and low for others, and how well they separate."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,3 +53,23 @@ def fpr_at_95(known: Tensor, unknown: Tensor) -> float:
         raise ValueError("FPR95 needs samples of both kinds")
     threshold = known.double().sort().values[int(0.05 * len(known))]
     return float((unknown.double() >= threshold).double().mean())
+
+
+@torch.no_grad()
+def score_all(model: Any, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """:func:`known_scores` of every sample, on the CPU."""
+    model.eval()
+    similarity = model.head.similarity
+    found: dict[str, list[Tensor]] = {}
+    for images, _, _ in batches:
+        features = model.features(images)
+        near = similarity_to_prototypes(features, similarity.weight, similarity.domain == "distance")
+        for name, scores in known_scores(model.head(features).logits, near).items():
+            found.setdefault(name, []).append(scores.cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def judge(known: dict[str, Tensor], unknown: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """``{score: {"auroc": .., "fpr95": ..}}``, each 0..1."""
+    return {name: {"auroc": auroc(known[name], unknown[name]), "fpr95": fpr_at_95(known[name], unknown[name])}
+            for name in known}  # fmt: skip

@@ -38,6 +38,10 @@ def table(result: Mapping[str, Any]) -> str:
     worst = _worst_classes(test, result["class_names"])
     if worst:
         rows.append(("hardest classes", worst))
+    unknown = test.get("open_set")
+    if unknown:
+        rows += [(f"against {unknown['data_set']}", f"{name}: AUROC {numbers['auroc']:.4f}, FPR95 {numbers['fpr95']:.4f}")
+                 for name, numbers in unknown["scores"].items()]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
