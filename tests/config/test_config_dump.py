@@ -36,7 +36,8 @@ WORDS = [
     "0x1f",
     "true",
 ]
-SKIPPED = {"IMPORTS", "MODEL.TYPE", "MODEL.DEPTH", "TRAIN.DATASET", "TEST.DATASET", "TRAIN.SPLIT", "TRAIN.EVAL_SPLIT"}
+SKIPPED = {"IMPORTS", "MODEL.TYPE", "MODEL.DEPTH", "TRAIN.DATASET", "TEST.DATASET", "TEST.OPEN_SET", "TRAIN.SPLIT",
+           "TRAIN.EVAL_SPLIT"}  # fmt: skip
 
 
 def random_value(rng: random.Random, option: Option) -> Any:
