@@ -10,10 +10,7 @@ random images in the same format are made in a temporary folder: the time does n
 """
 
 import argparse
-import datetime
 import gzip
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import setting
 
 from pycls.data.dataset import resolve_root
 from pycls.data.loader import TrainLoader
@@ -81,14 +79,6 @@ def seconds(batches: Callable[[int], Iterable[object]], epoch: int) -> float:
     return time.perf_counter() - start
 
 
-def machine() -> str:
-    """The processor's name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model or platform.machine()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="An epoch of Fashion-MNIST, data alone: pycls beside torchvision.")
     parser.add_argument("--root", default="", help="folder of the data sets; $PYCLS_DATA or ./data if not given")
@@ -128,8 +118,7 @@ def report(times: dict[str, list[float]], content: str) -> None:
     first = next(iter(medians.values()))
     repeats = len(next(iter(times.values())))
     print(f"Fashion-MNIST ({content}), 60,000 images, batch {BATCH}, crop (padding 2) and flip; {repeats} repeats")
-    print(f"{machine()}; Python {platform.python_version()}; {datetime.date.today().isoformat()}")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; torchvision {torchvision_version}\n")
+    print(f"{setting()}, torchvision {torchvision_version}\n")
     print(f"{'seconds an epoch':26}{'median':>8}{'least':>8}{'most':>8}   times as fast as torchvision with 2 workers")
     for name, values in times.items():
         print(f"{name:26}{medians[name]:8.3f}{min(values):8.3f}{max(values):8.3f}{first / medians[name]:9.1f}")

@@ -1,0 +1,128 @@
+"""Every head, forward and backward, beside a plain linear head, in one run; and beside pytorch-metric-learning.
+
+    python benchmarks/heads.py [--size small|wide|many|tiny|million|gpu-small|gpu-100k|gpu-1m] [--heads NAME ...]
+                               [--repeats N] [--threads N] [--device cpu|cuda] [--dtype float32|bf16] [--memory]
+                               [--no-peers] [--busy] [--quick]
+
+The plain head is ``nn.Linear`` and ``F.cross_entropy``. A call is the loss of features [N, D] and its gradients by
+features and weights, all gradients made anew (``zero_grad(set_to_none=True)``, as in training). A head and the plain one
+take turns, right after each other. pytorch-metric-learning, if it is installed, has its own weights and takes the same
+features. "matrix products" are the three products with the weights alone, into memory that is there: what no head can
+go below. A head with several prototypes a class stands beside a plain head of as many outputs, and L-GM with a diagonal
+covariance, whose arithmetic is that of twice the features, beside one of that size.
+
+Memory (--memory, and always at the sizes that have a goal for it): on the CPU each head has a process to itself, in
+which a tiny head of its kind has run before, so that libraries are loaded; weights and features are made, the kernel's
+high-water mark of the resident set is reset, and two calls run. "extra" is the mark less the resident set before the
+calls; "peak" is extra plus features and weights. ``ru_maxrss`` would not do: it is inherited from the starting process.
+On CUDA both are the allocator's, in one process.
+
+``--size million`` times a whole step of a million classes, SGD with momentum included, and shows the process's peak.
+"""
+
+import argparse
+import sys
+
+import torch
+from common import clock_of, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
+from head_entries import (
+    PEER,
+    QUICK,
+    SIZES,
+    Entry,
+    Plain,
+    Problem,
+    Size,
+    autocast_of,
+    entries,
+    matrix_products,
+    one,
+    plain_name,
+)
+from head_memory import memory_table, million_table, report_memory, report_step
+
+
+def goal_of(name: str, entry: Entry, size: Size) -> float | None:
+    """The goal for an entry's time, as a multiple of the plain head's."""
+    if not entry.goals or (name == "hard_topk" and size.goal == 1.25):  # no softmax, and no goal of its own there
+        return None
+    return size.topk_goal if name in ("smooth_topk", "hard_topk") else size.goal
+
+
+def time_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Namespace) -> str:
+    """Times of one entry after the other, so that at most one of them and one plain head are in memory."""
+    device, autocast = arguments.device, autocast_of(arguments)
+    clock, rows, plains = clock_of(device, arguments.busy), [], []
+    least_s = 0.0 if arguments.quick else 0.1
+    for name, entry in {"matrix products": None, **chosen}.items():
+        multiples = entry.beside if entry else (1, 1)
+        against = plain_name(multiples)
+        plain_size = size.times(*multiples)
+        plain = Problem(Plain(plain_size, device), plain_size, device, autocast)
+        if entry is None:
+            job = matrix_products(size, device, autocast or torch.float32)
+        else:
+            job = Problem(entry.make(size, device), size, device, autocast).call
+        found = side_by_side({against: plain.call, name: job}, {name: against}, arguments.repeats, clock, least_s)
+        if against not in plains:
+            plains.append(against)
+            rows.append([against, shown_seconds(found[against].second), "1", "", "", "", ""])
+        measured = found[name]
+        goal = verdict(measured.ratio, goal_of(name, entry, size) if entry else None)
+        rows.append([name, shown_seconds(measured.second), f"{measured.ratio:.2f}", shown_spread(measured.spread),
+                     "" if against == "linear" else against, *goal])  # fmt: skip
+        print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return table(["", "forward, backward", "x linear", "quartiles", "beside", "goal", ""], rows)
+
+
+def options() -> argparse.ArgumentParser:
+    """What can be asked."""
+    asked = parser("Every head beside a plain linear head.", repeats=15)
+    asked.add_argument("--size", choices=SIZES, default="small",
+                       help="; ".join(f"{name}: N {s.n}, D {s.d}, K {s.k:,}" for name, s in SIZES.items()))  # fmt: skip
+    asked.add_argument("--heads", nargs="+", default=[], metavar="NAME", help="some of them (all; million: arcface)")
+    asked.add_argument("--no-peers", action="store_true", help="without pytorch-metric-learning")
+    asked.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
+    asked.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="bf16: under autocast")
+    asked.add_argument("--memory", action="store_true", help="the table of memory, also where there is no goal for it")
+    asked.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
+    asked.add_argument("--step-of", default="", help=argparse.SUPPRESS)
+    return asked
+
+
+def choose(arguments: argparse.Namespace, asked: argparse.ArgumentParser) -> dict[str, Entry]:
+    """The entries wanted."""
+    everything = entries(with_peers=not arguments.no_peers and arguments.size != "million")
+    default = ["arcface"] if arguments.size == "million" else list(everything)
+    wanted = arguments.heads or default
+    unknown = [name for name in wanted if name not in everything]
+    if unknown:
+        asked.error(f"--heads: there is no {', '.join(unknown)}; there are {', '.join(everything)}")
+    return {name: entry for name, entry in everything.items() if name.removeprefix(PEER) in wanted}
+
+
+def main() -> None:
+    asked = options()
+    arguments = parse(asked)
+    size = QUICK if arguments.quick else SIZES[arguments.size]
+    if arguments.memory_of:
+        return report_memory(one(arguments.memory_of), size, arguments)
+    if arguments.step_of:
+        return report_step(one(arguments.step_of), size, arguments.repeats)
+    chosen = choose(arguments, asked)
+    print(setting(arguments.device))
+    print(f"N {size.n}, D {size.d}, K {size.k:,}, {arguments.dtype}; {arguments.repeats} rounds")
+    if not any(name.startswith(PEER) for name in chosen):
+        print("without pytorch-metric-learning: not asked for, not installed, or without such losses")
+    if arguments.size == "million":
+        print(f"\n{million_table(chosen, size, arguments)}")
+        return None
+    print(f"\n{time_table(chosen, size, arguments)}")
+    if arguments.memory or size.memory_goal:
+        print(f"\nMemory\n\n{memory_table(chosen, size, arguments)}")
+    return None
+
+
+if __name__ == "__main__":
+    main()

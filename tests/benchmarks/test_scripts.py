@@ -1,0 +1,136 @@
+"""Every benchmark runs, in a tiny form, and says what it should; nothing here looks at a time."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import esf
+import heads
+import pytest
+import torch
+import train_step
+from common import Measured, quartiles, side_by_side, table, verdict
+from head_entries import QUICK, SIZES, Ours, Plain, Problem, entries
+
+import pycls
+
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """Calls a benchmark as its command line does, in this process, and gives what it prints."""
+    threads = torch.get_num_threads()
+
+    def call(module: ModuleType, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+        module.main()
+        return capsys.readouterr().out
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def run(script: str, *arguments: str) -> str:
+    """The same in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *arguments], capture_output=True, text=True,
+                          env=environment, check=False, timeout=200)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet20"])
+def test_train_step(name: str, main: Callable[..., str]) -> None:
+    text = main(train_step, "--quick", "--only", name)
+    for row in ("bare loop", "ours", "arithmetic alone"):
+        assert f": {row}" in text
+    assert ">= 0.97" in text and "img/s" in text
+
+
+def test_esf(main: Callable[..., str]) -> None:
+    text = main(esf, "--quick", "--k", "3", "--tau", "0.5")
+    assert "k 3, 40 classes, batch 8" in text
+    for row in ("summation, float32", "paper's derivatives", "tau 0.5: pycls", "tau 0.001: pycls"):
+        assert row in text
+
+
+def test_heads_has_every_head(main: Callable[..., str]) -> None:
+    text = main(heads, "--quick", "--no-peers", "--busy")
+    rows = [line.split("  ")[0] for line in text.splitlines()]
+    for name in ["linear", "matrix products", *pycls.list_heads()]:
+        assert name in rows, f"no row for {name}"
+
+
+@linux
+def test_heads_memory_of_a_process_each() -> None:
+    text = run("heads.py", "--quick", "--heads", "arcface", "--no-peers", "--memory")
+    assert "extra MB" in text and text.count("\narcface ") == 2
+
+
+@linux
+def test_heads_step_of_a_million_classes() -> None:
+    text = run("heads.py", "--quick", "--size", "million")
+    assert "\nlinear " in text and "\narcface " in text and "<= 12 GB" in text and "failed" not in text
+
+
+def test_heads_refuses_an_unknown_head(main: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(heads, "--quick", "--heads", "arcfase")
+    assert stop.value.code == 2 and "there is no arcfase" in capsys.readouterr().err
+
+
+@pytest.fixture
+def clock() -> Iterator[object]:
+    """A clock on which a call of job ``x`` takes ``x.cost`` times a factor that drifts from call to call."""
+    now = [1.0]
+
+    def seconds(job: Costly, calls: int) -> float:
+        now[0] *= 1.001
+        return float(job.cost) * calls * now[0]
+
+    return seconds
+
+
+class Costly:
+    def __init__(self, cost: float) -> None:
+        self.cost = cost
+
+
+def test_ratios_are_of_neighbours(clock: object) -> None:
+    jobs = {"plain": Costly(2.0), "dear": Costly(3.0)}
+    found = side_by_side(jobs, {"dear": "plain"}, rounds=6, clock=clock, least_s=0.0)  # type: ignore[arg-type]
+    assert found["dear"].ratio == pytest.approx(1.5, rel=2e-3), "a drift of the machine must not show"
+    assert len(found["plain"].seconds) == len(found["dear"].ratios) == 6 and not found["plain"].ratios
+
+
+def test_quartiles_and_tables() -> None:
+    assert quartiles([5.0, 1.0, 2.0, 3.0, 4.0]) == (2.0, 4.0)
+    assert quartiles([3.0, 1.0]) == (1.0, 3.0)
+    assert Measured([1.0], [3.0, 1.0, 2.0]).ratio == 2.0
+    assert verdict(1.2, 1.25) == ("<= 1.25", "kept") and verdict(0.9, 0.97, at_least=True) == (">= 0.97", "MISSED")
+    assert table(["", "s"], [["a", "10"], ["bcd", "1"]]) == "      s\na    10\nbcd   1"
+
+
+def test_goals_are_the_heads_own() -> None:
+    known = entries()
+    assert heads.goal_of("arcface", known["arcface"], SIZES["small"]) == 1.25
+    assert heads.goal_of("smooth_topk", known["smooth_topk"], SIZES["small"]) == 1.6
+    assert heads.goal_of("hard_topk", known["hard_topk"], SIZES["small"]) is None
+    assert heads.goal_of("hard_topk", known["hard_topk"], SIZES["many"]) == 1.3
+    assert heads.goal_of("arcface", known["arcface"], SIZES["wide"]) is None
+
+
+def test_a_head_and_the_plain_one_do_the_same_work() -> None:
+    plain, ours = (Problem(kind, QUICK, "cpu", None) for kind in (Plain(QUICK, "cpu"), Ours("softmax", QUICK, "cpu", {})))
+    ours.module.head.weight.data.copy_(plain.module.linear.weight)
+    ours.module.head.bias.data.copy_(plain.module.linear.bias)
+    for problem in (plain, ours):
+        problem.call()
+    torch.testing.assert_close(ours.x.grad, plain.x.grad)
+    torch.testing.assert_close(ours.module.head.weight.grad, plain.module.linear.weight.grad)
+    assert plain.bytes == 4 * (4 * 8 + 12 * 8 + 12) + 8 * 4
