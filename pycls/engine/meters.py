@@ -39,12 +39,21 @@ class TrainMeter:
         self.recent: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
-        """Adds a batch: mean loss, its terms, logits [N, K] and labels [N] (of a mixture the first)."""
+    def update(
+        self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor | None, labels: Tensor, first: Tensor | None = None
+    ) -> None:
+        """Adds a batch: mean loss, its terms, logits [N, K] and labels [N] (of a mixture the first).
+
+        Without logits ``first`` [N] says whose label is first; a label that is not counts as outside the top k, too.
+        """
         samples = len(labels)
         for name, value in {"loss": loss.detach(), **(terms if len(terms) > 1 else {})}.items():
             self.sums[name] = self.sums.get(name, 0) + value * samples
-        ranks = ranks_of_targets(logits.detach(), labels)
+        if logits is None:
+            assert first is not None, "logits, or who is right"
+            ranks = torch.where(first, 0, self.top_k)
+        else:
+            ranks = ranks_of_targets(logits.detach(), labels)
         self.counts += torch.stack((torch.full_like(ranks[0], samples), (ranks > 0).sum(), (ranks >= self.top_k).sum()))
         self.recent.append(loss.detach())
 

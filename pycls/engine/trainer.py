@@ -152,7 +152,7 @@ class Trainer:
                 output = self.network(some, seen)
                 loss = output.loss if parts == 1 else output.loss / parts
                 self.scaler.scale(loss).backward()
-            self.meter.update(output.loss, output.terms, output.logits, targets)
+            self.meter.update(output.loss, output.terms, output.logits, targets, getattr(output, "first", None))
         if settings.clip_norm > 0:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)

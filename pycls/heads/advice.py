@@ -102,7 +102,8 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
     x, y = features.detach()[keep].float(), labels[keep]
     similarity = head.similarity
     weight = similarity.weight.detach().float()
-    cos = torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(weight, dim=1).t()
+    lengths = weight.norm(dim=1)
+    cos = (torch.nn.functional.normalize(x, dim=1) @ weight.t()).div_(lengths.clamp(min=1e-12))  # no copy of the prototypes
     if similarity.form.num_centers > 1:
         cos = cos.view(len(x), similarity.num_classes, -1).amax(dim=2)
     own = cos.gather(1, y[:, None])[:, 0]
@@ -111,7 +112,7 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
         "angle_own": _degrees(own),
         "angle_nearest": _degrees(nearest),
         "feature_norm": x.norm(dim=1).mean(),
-        "weight_norm": weight.norm(dim=1).mean(),
+        "weight_norm": lengths.mean(),
     }
     queries = similarity.queries(x)
     scores = similarity.scores(queries, y[:, None])
@@ -119,6 +120,7 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
     head.train()  # for the margin; nothing is advanced here
     plain, target = head._target_logits(scores, queries, y, 0)
     head.train(was_training)
+    assert scores.logits is not None, "nothing was asked to be reduced"
     rivals = scores.logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
     found["margin_violations"] = (target <= rivals).float().mean()
     found["errors_without_margin"] = (plain <= rivals).float().mean()

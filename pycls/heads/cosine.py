@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.gram import Form
+from pycls.heads.form import Form
 from pycls.heads.head import Head
 from pycls.heads.parts import Queries, Similarity, Target, unit
 from pycls.heads.scale import Learning, Scale

@@ -27,14 +27,16 @@ class HeadOutput:
     """What a head returns.
 
     Attributes:
-        logits: [N, K], without margin.
+        logits: [N, K], without margin; None in training with so many classes that they are not kept (see ``chunk``).
         loss: scalar, None without labels.
         terms: the parts of the loss by name, detached scalars that add up to it.
+        first: bool [N], whether the label's logit (of a mixture the first label's) is the largest; where ``logits`` is None.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     loss: Tensor | None = None
     terms: dict[str, Tensor] = field(default_factory=dict)
+    first: Tensor | None = None
 
 
 class Head(nn.Module):
@@ -157,7 +159,11 @@ class Head(nn.Module):
                 total_loss = total_loss + value
         if self.training:
             self._advance(x.detach(), clamped, shares)
-        return HeadOutput(self._shown(scores.logits), total_loss, sums)
+        first = None
+        if scores.logits is None:
+            assert scores.rival is not None and scores.measure is not None
+            first = self.similarity.link(scores.measure[:, 0].detach()) > scores.rival[:, 0]
+        return HeadOutput(self._shown(scores.logits), total_loss, sums, first)
 
     def _target_logits(self, scores: Scores, queries: Queries, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The target's logits [N] without and with margin, of label set k; the same tensor where there is none."""
@@ -186,6 +192,7 @@ class Head(nn.Module):
                 target = target + offset[labels]
             return criterion(target, scores.others[:, k], total, labels, self.similarity.num_classes)
         assert isinstance(criterion, LogitsCriterion)
+        assert scores.logits is not None
         return criterion(scores.logits, target, labels)
 
     @torch.no_grad()
@@ -198,8 +205,10 @@ class Head(nn.Module):
         for auxiliary in self._auxiliaries():
             auxiliary.update(x.repeat(sets, 1) if sets > 1 else x, targets.t().flatten(), shares.t().flatten())
 
-    def _shown(self, logits: Tensor) -> Tensor:
+    def _shown(self, logits: Tensor | None) -> Tensor | None:
         """The logits, with a post-hoc adjustment in evaluation mode."""
+        if logits is None:
+            return None
         offset = None if self.training else self._offset(logits.dtype)
         return logits if offset is None else logits + offset
 

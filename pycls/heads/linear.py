@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.gram import TINY, Form
+from pycls.heads.form import TINY, Form
 from pycls.heads.head import Head
 from pycls.heads.parts import Domain, Queries, Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES

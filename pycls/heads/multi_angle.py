@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.gram import TINY, Form
+from pycls.heads.form import TINY, Form
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
 from pycls.heads.parts import Margin, Queries, Similarity, Target

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.gram import TINY, Form, Scores, gram_scores
+from pycls.heads.form import TINY, Form
+from pycls.heads.gram import Scores, gram_scores
 
 Domain = Literal["cosine", "distance"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.gram import Form, Link
+from pycls.heads.form import Form, Link
 from pycls.heads.head import Head
 from pycls.heads.parts import Queries, Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES

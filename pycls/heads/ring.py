@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.gram import TINY
+from pycls.heads.form import TINY
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
 from pycls.heads.parts import Auxiliary

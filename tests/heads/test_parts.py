@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pycls
-from pycls.heads import Head
+from pycls.heads import Head, gram_function
 from pycls.heads.center import CenterLoss
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.multi_angle import MultiAngle
@@ -69,32 +69,39 @@ def test_any_auxiliary_with_any_similarity_that_it_can_go_with(similarity, name)
     torch.testing.assert_close(sum(output.terms.values()), output.loss)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed again"])
 @pytest.mark.parametrize("chunk", [1, 2, 4])
 @pytest.mark.parametrize("criterion", ["cross_entropy", "logit_adjustment", "bce"])
 @pytest.mark.parametrize(("similarity", "options"), [*similarities(), ("cosine", {"num_centers": 3}),
                                                      ("gaussian", {"covariance": "diagonal"})])  # fmt: skip
-def test_chunks_change_nothing(similarity, options, criterion, chunk):
+def test_chunks_change_nothing(similarity, options, criterion, chunk, kept, monkeypatch):
+    """Neither with all logits kept for the backward pass nor with each chunk's computed again."""
+    whole = gram_function.chunks
     results = []
     for size in (0, chunk):
+        if kept:
+            monkeypatch.setattr(gram_function, "chunks", lambda *given, size=size: whole(*given[:3], size))
         torch.manual_seed(3)
         body = SIMILARITIES.get(similarity)(in_features=D, num_classes=K, **options)
         head = Head(body, None, part(CRITERIA, criterion)).double()
         if criterion == "cross_entropy":
             head.criterion.label_smoothing = 0.1
-        head.similarity.chunk = size
+        head.similarity.chunk = 0 if kept else size
         x, y = batch()
         output = head(x.requires_grad_(), (y, y.flip(0), 0.3))
-        (output.loss + output.logits.square().mean()).backward()
-        results.append([output.loss, output.logits, x.grad, *(p.grad for p in head.parameters())])
+        assert (output.logits is None) == (not kept and size > 0 and criterion != "bce")
+        loss = output.loss + output.logits.square().mean() if kept else output.loss
+        loss.backward()
+        seen = output.logits.argmax(dim=1) == y if output.logits is not None else output.first
+        results.append([loss, seen, x.grad, *(p.grad for p in head.parameters())])
     for whole, chunked in zip(*results, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-13)
 
 
 def test_large_numbers_of_classes_are_cut_by_themselves():
-    from pycls.heads.gram import _chunks
-
-    assert len(_chunks(1000, 512, 0)) == 1
-    cut = _chunks(200_000, 512, 0)
+    chunks = gram_function.chunks
+    assert len(chunks(1000, 512, 128, 0)) == 1
+    cut = chunks(200_000, 512, 64, 0)
     assert len(cut) > 10 and cut[0][0] == 0 and cut[-1][1] == 200_000
     assert all(a[1] == b[0] for a, b in itertools.pairwise(cut))
 
