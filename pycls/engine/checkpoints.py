@@ -51,6 +51,10 @@ class Checkpoints:
         save_state(self.path(step), state)
         if best:
             self.link_best(step)
+        self.prune(step)
+
+    def prune(self, step: int) -> None:
+        """Removes all but the newest few up to ``step``, the present one."""
         steps = self.steps()
         newest = [known for known in steps if known <= step][-self.keep :]  # later ones are damaged: this run got round them
         for old in set(steps) - set(newest):

@@ -114,6 +114,8 @@ class Trainer:
             while self.epoch < self.settings.max_epoch:
                 self._train_epoch(stop)
                 self._end_epoch()
+        if self.ranks.is_main:
+            self.checkpoints.prune(self.step)  # a kill may have come between the last checkpoint and this
 
     def _train_epoch(self, stop: StopSignal) -> None:
         settings, steps = self.settings, len(self.loader)
