@@ -27,7 +27,7 @@ def test_plain_lines_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     with voice.begin_epoch(0, 0):
         for step in range(10, 101, 10):
             clock[0] += 4.0
-            voice.steps_done(0, step, 0.1, stats)
+            voice.steps_done(0, step, 0.1, stats, {})
     voice.end_epoch({"epoch": 1, "train": stats, "model": stats, "ema": {**stats, "top1_err": 7.25}, "best": True})
     lines = [record.getMessage() for record in caplog.records if record.name == "pycls.engine.reporter"]
     assert lines == [
@@ -42,7 +42,7 @@ def test_other_ranks_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture
     caplog.set_level("INFO")
     voice = reporter.Reporter(Board(tmp_path, False), False, 1, 10, 10, "val")
     with voice.begin_epoch(0, 0):
-        voice.steps_done(0, 10, 0.1, {"loss": 1.0, "top1_err": 1.0})
+        voice.steps_done(0, 10, 0.1, {"loss": 1.0, "top1_err": 1.0}, {})
     voice.end_epoch({"epoch": 1, "train": {"loss": 1.0, "top1_err": 1.0}})
     assert caplog.text == ""
 
