@@ -96,7 +96,6 @@ def side_by_side(
     rounds: int,
     clock: Clock = cpu_seconds,
     least_s: float = 0.1,
-    on_round: Callable[[int], None] | None = None,
 ) -> dict[str, Measured]:
     """Times every job right beside the one it is compared with, ``rounds`` times; both in turns go first.
 
@@ -106,7 +105,6 @@ def side_by_side(
         rounds: how often.
         clock: how a job is timed.
         least_s: calls are repeated within a measurement until it lasts about so long.
-        on_round: called with the number of each round as it ends.
 
     Returns:
         The measurements by name. A job beside others has its seconds from all of them.
@@ -120,14 +118,14 @@ def side_by_side(
             for who, seconds in took.items():
                 found[who].seconds.append(seconds)
             found[name].ratios.append(took[name] / took[neighbour])
-        if on_round is not None:
-            on_round(number)
     return found
 
 
 def _calls(job: Job, clock: Clock, least_s: float) -> int:
-    """How many calls last about ``least_s``. The first call, which warms up, does not count."""
+    """How many calls last about ``least_s``; 1 for 0. The first call, which warms up, does not count."""
     clock(job, 1)
+    if least_s == 0:
+        return 1
     return max(1, round(least_s / max(clock(job, 1), 1e-7)))
 
 

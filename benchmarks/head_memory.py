@@ -15,7 +15,19 @@ MEMORY_LIMIT_GB = 12.0
 SCRIPT = Path(__file__).with_name("heads.py")
 
 
-def memory_of(name: str, entry: Entry, size: Size, arguments: argparse.Namespace) -> tuple[int, int]:
+def alone(question: str, name: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """What ``heads.py`` in a process of its own answers to a question about the entry ``name``."""
+    command = [sys.executable, str(SCRIPT), question, name, "--size", arguments.size, "--dtype", arguments.dtype,
+               "--repeats", str(arguments.repeats), "--threads", str(arguments.threads),
+               *(["--quick"] if arguments.quick else [])]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} could not be measured in a process of its own (exit code {done.returncode}):\n{done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def memory_of(name: str, entry: Entry, size: Size, arguments: argparse.Namespace) -> tuple[float, float]:
     """(extra, peak) bytes of an entry."""
     if arguments.device == "cuda":
         torch.cuda.empty_cache()
@@ -26,12 +38,7 @@ def memory_of(name: str, entry: Entry, size: Size, arguments: argparse.Namespace
             problem.call()
         extra = torch.cuda.max_memory_allocated() - before
         return extra, extra + problem.bytes
-    command = [sys.executable, str(SCRIPT), "--memory-of", name, "--size", arguments.size, "--dtype", arguments.dtype,
-               "--threads", str(arguments.threads), *(["--quick"] if arguments.quick else [])]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the memory of {name} could not be measured:\n{done.stderr}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = alone("--memory-of", name, arguments)
     return found["extra"], found["peak"]
 
 
@@ -62,7 +69,7 @@ def _status_bytes(key: str) -> int:
 
 def memory_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Namespace) -> str:
     """Extra and peak memory beside the plain head's."""
-    plains: dict[tuple[int, int], tuple[int, int]] = {}
+    plains: dict[tuple[int, int], tuple[float, float]] = {}
     rows = []
     for name, entry in chosen.items():
         against = plain_name(entry.beside)
@@ -82,18 +89,11 @@ def million_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Name
     """Whole steps, each head in a process of its own."""
     rows = []
     for name in ("linear", *chosen):
-        command = [sys.executable, str(SCRIPT), "--step-of", name, "--repeats", str(arguments.repeats),
-                   "--threads", str(arguments.threads), *(["--quick"] if arguments.quick else [])]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            rows.append([name, "failed", "", f"<= {MEMORY_LIMIT_GB:g} GB", "MISSED"])
-            print(done.stderr, file=sys.stderr)
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = alone("--step-of", name, arguments)
         kept = "kept" if found["peak"] <= MEMORY_LIMIT_GB * 1e9 else "MISSED"
-        rows.append([name, shown_seconds(found["seconds"]), f"{found['peak'] / 1e9:.2f} GB",
+        rows.append([name, f"{found['weights']:,.0f}", shown_seconds(found["seconds"]), f"{found['peak'] / 1e9:.2f} GB",
                      f"<= {MEMORY_LIMIT_GB:g} GB", kept])  # fmt: skip
-    return table(["", "a step", "peak of the process", "goal", ""], rows)
+    return table(["", "weights", "a step", "peak of the process", "goal", ""], rows)
 
 
 def report_step(entry: Entry, size: Size, repeats: int) -> None:
@@ -106,4 +106,5 @@ def report_step(entry: Entry, size: Size, repeats: int) -> None:
         optimizer.step()
 
     found = side_by_side({"step": step}, {"step": "step"}, max(1, repeats // 2), least_s=0.0)
-    print(json.dumps({"seconds": found["step"].second, "peak": _status_bytes("VmHWM")}))
+    weights = sum(p.numel() for p in problem.module.parameters())
+    print(json.dumps({"seconds": found["step"].second, "peak": _status_bytes("VmHWM"), "weights": weights}))

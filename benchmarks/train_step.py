@@ -159,7 +159,7 @@ def measure(case: Case, repeats: int, busy: bool) -> list[list[str]]:
             measured.ratios = ratios
             goal = verdict(measured.ratio, GOAL if name == "ours" else None, at_least=True)
             cells = [f"{measured.ratio:.3f}", shown_spread(measured.spread), *goal]
-        rows.append([f"{case.title}: {name}", shown_seconds(step), f"{case.batch / step:,.0f}", *cells])
+        rows.append([name, shown_seconds(step), f"{case.batch / step:,.0f}", *cells])
     return rows
 
 
@@ -170,12 +170,11 @@ def main() -> None:
     cases = [CASES[arguments.only]] if arguments.only else list(CASES.values())
     print(setting())
     print(f"{arguments.repeats} rounds, each an epoch of random images in turn; both loops read from a loader of a kind\n")
-    rows = []
     for case in cases:
         if arguments.quick:
             case = Case(case.title, case.overrides, case.channels, case.side, case.batch // 32, 2)
-        rows += measure(case, arguments.repeats, arguments.busy)
-    print(table(["", "a step", "img/s", "of the bare loop", "quartiles", "goal", ""], rows))
+        rows = measure(case, arguments.repeats, arguments.busy)
+        print(table([case.title, "a step", "img/s", "of the bare loop", "quartiles", "goal", ""], rows), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
