@@ -50,7 +50,7 @@ class Cosine(Similarity):
 
     def queries(self, features: Tensor) -> Queries:
         """s x / |x|."""
-        return Queries(unit(features)[0] * self.scale)
+        return Queries(unit(features) * self.scale)
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """u / s."""

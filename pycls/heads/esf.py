@@ -22,7 +22,7 @@ BLOCK_ELEMENTS = 1 << 22
 """Numbers of a block's history at the most: 16 MB of float32, made anew for the backward pass."""
 
 
-def log_ratio_of_others(z: Tensor, labels: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+def log_ratio_of_others(z: Tensor, labels: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """``ln sigma_k - ln sigma_{k-1}`` of ``exp(z_j / temperature)``, j not the label [N], and the top of these z.
 
     Args:
@@ -32,10 +32,11 @@ def log_ratio_of_others(z: Tensor, labels: Tensor, k: int, temperature: float) -
         temperature: > 0.
 
     Returns:
-        The log-ratio [N], differentiable, and the ``min(k + 1, K - 1)`` largest other scores, descending, without gradient.
+        The log-ratio [N] and the k-th largest other score [N], both differentiable, and the ``min(k + 1, K - 1)`` largest
+        other scores, descending, without gradient.
     """
-    ratio, top = _LogRatio.apply(z, labels, k, temperature)
-    return ratio, top
+    ratio, kth, top = _LogRatio.apply(z, labels, k, temperature)
+    return ratio, kth, top
 
 
 class _LogRatio(torch.autograd.Function):
@@ -43,35 +44,44 @@ class _LogRatio(torch.autograd.Function):
     def forward(ctx, z: Tensor, labels: Tensor, k: int, temperature: float):  # type: ignore[no-untyped-def, override]
         others = z.scatter(1, labels[:, None], -torch.inf)
         top, places = others.topk(min(k + 1, z.shape[1] - 1), dim=1)
-        pivot = top[:, k - 1 : k]
-        others.scatter_(1, places[:, :k], -torch.inf)
-        small = others.sub_(pivot).mul_(1 / temperature).exp_()  # [N, K], in [0, 1]
+        pivot, places = top[:, k - 1 : k], places[:, :k]
+        small = others.scatter_(1, places, -torch.inf).sub_(pivot).mul_(1 / temperature).exp_()  # [N, K], in [0, 1]
         # C(K, k) must be a number of the type
         wide = math.comb(z.shape[1], k) > 1e30 and z.dtype == torch.float32
-        groups = [_polynomials(block, k, wide)[-1] for block in _blocks(small, k)]
+        blocks = _blocks(small, k)
+        histories = [_histories(block, k, wide) for block in blocks]
+        tree = _Tree([history[-1] for history in histories], k)
         with torch.enable_grad():
-            leaves = [g.detach().requires_grad_() for g in groups]
+            rest = tree.product.requires_grad_()
             large = (top[:, :k] - pivot).div_(-temperature).exp_().requires_grad_()  # [N, k], in (0, 1]
-            rest = _tree_product(leaves, k)
             whole = _times_monic(large, rest, k)
             ratio = (whole[k] / whole[k - 1]).log()
-            gradients = torch.autograd.grad(ratio.sum(), [large, *leaves])
-        ctx.save_for_backward(small, places[:, :k], gradients[0] * large.detach(), *gradients[1:])
-        ctx.k, ctx.temperature, ctx.wide = k, temperature, wide
+            by_large, by_rest = torch.autograd.grad(ratio.sum(), [large, rest])
+        # d/ds of exp(-(s - pivot)) is minus itself
+        by_top = by_large.mul_(large.detach()).neg_().to(z.dtype)
+        kept = histories if len(histories) == 1 else []  # a large one is made anew, block by block
+        ctx.save_for_backward(small, places, by_top, *tree.pull(by_rest), *kept)
+        ctx.k, ctx.temperature, ctx.wide, ctx.count = k, temperature, wide, len(blocks)
         ctx.mark_non_differentiable(top)
-        return (ratio.detach() + pivot[:, 0].to(ratio.dtype) / temperature).to(z.dtype), top
+        ctx.set_materialize_grads(False)
+        return (ratio.detach() + pivot[:, 0].to(ratio.dtype) / temperature).to(z.dtype), pivot[:, 0].clone(), top
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor, _: Tensor | None):  # type: ignore[no-untyped-def, override]
-        small, places, by_large, *by_groups = ctx.saved_tensors
-        result = torch.empty_like(small)
-        for block, target, by_group in zip(_blocks(small, ctx.k), _blocks(result, ctx.k), by_groups, strict=True):
-            _pull_polynomials(block, _polynomials(block, ctx.k, ctx.wide), by_group, target)
-        result.mul_(small)
-        # d/ds of exp(-(s - pivot)) is minus itself
-        result.scatter_(1, places, -by_large.to(result.dtype))
-        return result.mul_(grad[:, None] / ctx.temperature), None, None, None
+    def backward(ctx, grad: Tensor | None, grad_kth: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def, override]
+        small, places, by_top, *saved = ctx.saved_tensors
+        result = torch.zeros_like(small) if grad is None else torch.empty_like(small)
+        if grad is not None:
+            by_groups, kept = saved[: ctx.count], saved[ctx.count :]
+            blocks = zip(_blocks(small, ctx.k), _blocks(result, ctx.k), by_groups, strict=True)
+            for block, target, by_group in blocks:
+                history = kept[0] if kept else _histories(block, ctx.k, ctx.wide)
+                _pull_polynomials(block, history, by_group, target)
+            result.mul_(small).scatter_(1, places, by_top)
+            result.mul_(grad[:, None] / ctx.temperature)
+        if grad_kth is not None:
+            result.scatter_add_(1, places[:, -1:], grad_kth[:, None])
+        return result, None, None, None
 
 
 def _blocks(small: Tensor, k: int) -> list[Tensor]:
@@ -80,50 +90,77 @@ def _blocks(small: Tensor, k: int) -> list[Tensor]:
     return list(small.split(width, dim=1))
 
 
-def _polynomials(block: Tensor, k: int, wide: bool) -> Tensor:
+def _histories(block: Tensor, k: int, wide: bool) -> Tensor:
     """Truncated products ``prod (1 + a t)`` over the columns c, c + G, c + 2 G, ...: history [S + 1, k + 1, N, G].
 
-    The last entry of the history is the coefficients, from t^0 to t^k.
+    Entry i has the coefficients, from t^0 to t^k, after i factors.
     """
     samples, columns = block.shape
     steps = -(-columns // GROUPS)
-    dtype = torch.float64 if wide else block.dtype
-    history = torch.empty(steps + 1, k + 1, samples, GROUPS, dtype=dtype, device=block.device)
+    history = block.new_empty(steps + 1, k + 1, samples, GROUPS, dtype=torch.float64 if wide else block.dtype)
     history[:, 0] = 1
     history[0, 1:] = 0
-    for step in range(steps):
-        factor = block[:, step * GROUPS : (step + 1) * GROUPS]
-        before, after, width = history[step], history[step + 1], factor.shape[1]
-        torch.addcmul(before[1:, :, :width], factor, before[:-1, :, :width], out=after[1:, :, :width])
-        if width < GROUPS:
-            after[1:, :, width:] = before[1:, :, width:]
+    states, lower, upper = history.unbind(0), history[:, :-1].unbind(0), history[:, 1:].unbind(0)
+    for step, factor in enumerate(block.split(GROUPS, dim=1)):
+        width = factor.shape[1]
+        if width == GROUPS:
+            torch.addcmul(upper[step], factor, lower[step], out=upper[step + 1])
+        else:
+            states[step + 1].copy_(states[step])
+            states[step + 1][1:, :, :width].addcmul_(factor, lower[step][:, :, :width])
     return history
 
 
 def _pull_polynomials(block: Tensor, history: Tensor, by_last: Tensor, target: Tensor) -> None:
     """Gradient by the block's numbers, written to ``target``, from that by the coefficients [k + 1, N, G]."""
-    gradient = by_last.clone()
-    for step in reversed(range(len(history) - 1)):
-        factor = block[:, step * GROUPS : (step + 1) * GROUPS]
+    steps = len(history) - 1
+    gradients = history.new_empty(history.shape)  # by the coefficients after each factor
+    gradients[-1] = by_last
+    states, lower, upper = gradients.unbind(0), gradients[:, :-1].unbind(0), gradients[:, 1:].unbind(0)
+    gradients[:, -1] = by_last[-1]  # that of t^k passes unchanged
+    for step, factor in reversed(list(enumerate(block.split(GROUPS, dim=1)))):
         width = factor.shape[1]
-        upper = gradient[1:, :, :width]
-        target[:, step * GROUPS : step * GROUPS + width] = (upper * history[step, :-1, :, :width]).sum(dim=0)
-        gradient[:-1, :, :width] += factor * upper
+        if width == GROUPS:
+            torch.addcmul(lower[step + 1], factor, upper[step + 1], out=lower[step])
+        else:
+            states[step].copy_(states[step + 1])
+            states[step][:-1, :, :width].addcmul_(factor, upper[step + 1][:, :, :width])
+    products = (gradients[1:, 1:] * history[:-1, :-1]).sum(dim=1)  # [S, N, G]
+    samples = len(block)
+    target.copy_(products.transpose(0, 1).reshape(samples, steps * GROUPS)[:, : target.shape[1]])
 
 
-def _tree_product(leaves: list[Tensor], k: int) -> Tensor:
-    """Product of all polynomials in the columns of ``leaves`` [k + 1, N, G], truncated after t^k: [k + 1, N]."""
-    factors = torch.cat(leaves, dim=2) if len(leaves) > 1 else leaves[0]
-    while factors.shape[2] > 1:
-        half = factors.shape[2] // 2
-        product = _truncated_product(factors[:, :, :half], factors[:, :, half : 2 * half], k)
-        factors = torch.cat((product, factors[:, :, 2 * half :]), dim=2) if factors.shape[2] % 2 else product
-    return factors[:, :, 0]
+class _Tree:
+    """Product of many polynomials with coefficients [k + 1, N, G] each, two by two, truncated after t^k.
 
+    Attributes:
+        product: [k + 1, N].
+    """
 
-def _truncated_product(a: Tensor, b: Tensor, k: int) -> Tensor:
-    """Coefficients 0..k of the product of two polynomials [k + 1, ...]."""
-    return torch.stack([(a[: i + 1] * b[: i + 1].flip(0)).sum(dim=0) for i in range(k + 1)])
+    def __init__(self, leaves: list[Tensor], k: int) -> None:
+        self.k, self.widths = k, [leaf.shape[2] for leaf in leaves]
+        self.levels = [torch.cat(leaves, dim=2) if len(leaves) > 1 else leaves[0]]
+        while self.levels[-1].shape[2] > 1:
+            factors = self.levels[-1]
+            half = factors.shape[2] // 2
+            a, b = factors[:, :, :half], factors[:, :, half : 2 * half]
+            product = b.clone()  # the coefficients of t^0 are 1
+            for i in range(1, k + 1):
+                product[i:].addcmul_(a[i], b[: k + 1 - i])
+            self.levels.append(torch.cat((product, factors[:, :, 2 * half :]), dim=2) if factors.shape[2] % 2 else product)
+        self.product = self.levels[-1][:, :, 0].clone()
+
+    def pull(self, gradient: Tensor) -> list[Tensor]:
+        """From the gradient by the product to those by each leaf."""
+        gradient, k = gradient[:, :, None], self.k
+        for factors in reversed(self.levels[:-1]):
+            half = factors.shape[2] // 2
+            # the gradient by the one factor is the correlation with the other: both at once
+            partner = torch.cat((factors[:, :, half : 2 * half], factors[:, :, :half]), dim=2)
+            double = gradient[:, :, :half].repeat(1, 1, 2)
+            pulled = torch.stack([(double[i:] * partner[: k + 1 - i]).sum(dim=0) for i in range(k + 1)])
+            gradient = torch.cat((pulled, gradient[:, :, half:]), dim=2) if factors.shape[2] % 2 else pulled
+        return list(gradient.split(self.widths, dim=2))
 
 
 def _times_monic(large: Tensor, rest: Tensor, k: int) -> Tensor:

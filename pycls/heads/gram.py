@@ -75,7 +75,7 @@ def gram_scores(
         bias: [K], added to the measures of a class.
         scale: 0-dim, handed to the link.
         offset: [K], added to the logits inside ``others`` only (logit adjustment); no gradient.
-        targets: int64 [N, L]; negative means no target.
+        targets: int64 [N, L], each in 0..K-1; where there is none, any, with no gradient from what comes of it.
         reduce: whether ``others`` is wanted.
         total: whether ``total`` is wanted; weights [K] for a weighted sum.
         norms: whether ``squared_norm`` is wanted (``columns="plain"`` and one centre a class).

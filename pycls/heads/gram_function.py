@@ -17,17 +17,37 @@ def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple
     return [(low, min(low + chunk, num_classes)) for low in range(0, num_classes, chunk)]
 
 
-def _inside(targets: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Index of each target within the chunk (clamped) and whether it is there. No host synchronisation."""
-    return (targets - low).clamp_(0, high - low - 1), (targets >= low) & (targets < high)
+class _Places:
+    """Where the targets [N] are within the chunk [low, high) of K classes. Nothing here waits for the device."""
 
+    def __init__(self, targets: Tensor, low: int, high: int, classes: int) -> None:
+        self.column, self.there = targets[:, None], None
+        if high - low < classes:
+            self.there = (self.column >= low) & (self.column < high)
+            self.column = (self.column - low).clamp_(0, high - low - 1)
 
-def _put(values: Tensor, index: Tensor, there: Tensor, value: float) -> Tensor:
-    """Writes ``value`` at ``index`` [N] of each row where ``there``; returns what stood there, [N, 1]."""
-    column = index[:, None]
-    old = values.gather(1, column)
-    values.scatter_(1, column, torch.where(there[:, None], value, old))
-    return old
+    def read(self, values: Tensor, otherwise: Tensor) -> Tensor:
+        """The targets' ``values`` [N, c], and ``otherwise`` [N] for those that are in another chunk."""
+        found = values.gather(1, self.column)[:, 0]
+        return found if self.there is None else torch.where(self.there[:, 0], found, otherwise)
+
+    def put(self, values: Tensor, value: float) -> Tensor:
+        """Writes ``value`` at the targets; returns what stood there, [N, 1], for :meth:`restore`."""
+        old = values.gather(1, self.column)
+        if self.there is None:
+            values.scatter_(1, self.column, value)
+        else:
+            values.scatter_(1, self.column, torch.where(self.there, value, old))
+        return old
+
+    def restore(self, values: Tensor, old: Tensor) -> None:
+        """Undoes :meth:`put`."""
+        values.scatter_(1, self.column, old)
+
+    def add(self, values: Tensor, added: Tensor) -> None:
+        """Adds ``added`` [N] at the targets."""
+        column = added[:, None]
+        values.scatter_add_(1, self.column, column if self.there is None else torch.where(self.there, column, 0))
 
 
 class _Chunk:
@@ -116,7 +136,7 @@ class Gram(torch.autograd.Function):
         inverse = x.new_empty(len(weight)) if form.columns == "unit" else None
         picks = x.new_zeros(samples, classes, dtype=torch.uint8) if form.num_centers > 1 else None
         label_sets = 0 if targets is None else targets.shape[1]
-        measure = None if targets is None else x.new_zeros(samples, label_sets)
+        measure = None if targets is None else x.new_empty(samples, label_sets)
         peak = x.new_full((samples, label_sets), torch.finfo(x.dtype).min) if reduce else None
         rival = peak if offset is None or peak is None else peak.clone()
         mass = x.new_zeros(samples, label_sets) if reduce else None
@@ -127,25 +147,24 @@ class Gram(torch.autograd.Function):
             u = part.measures(_view(z, buffer, low, high), first=True)
             for k in range(label_sets):
                 assert targets is not None and measure is not None
-                index, there = _inside(targets[:, k], low, high)
-                measure[:, k] = torch.where(there, u.gather(1, index[:, None])[:, 0], measure[:, k])
+                measure[:, k] = _Places(targets[:, k], low, high, classes).read(u, measure[:, k])
             logits = part.logits(u)
             if sums is not None and total is not None:
                 sums += logits @ total[low:high]
             if targets is not None and peak is not None and rival is not None and mass is not None:
                 shifted = logits if offset is None else logits + offset[low:high]
                 for k in range(label_sets):
-                    index, there = _inside(targets[:, k], low, high)
-                    old = _put(shifted, index, there, -torch.inf)
+                    places = _Places(targets[:, k], low, high, classes)
+                    old = places.put(shifted, -torch.inf)
                     top = torch.maximum(peak[:, k], shifted.amax(dim=1))
                     hot = (shifted - top[:, None]).exp_()
                     mass[:, k] = mass[:, k] * (peak[:, k] - top).exp() + hot.sum(dim=1)
                     peak[:, k] = top
-                    shifted.scatter_(1, index[:, None], old)
-                    if offset is not None:
-                        plain = _put(logits, index, there, -torch.inf)
+                    places.restore(shifted, old)
+                    if offset is not None and not keep:
+                        old = places.put(logits, -torch.inf)
                         rival[:, k] = torch.maximum(rival[:, k], logits.amax(dim=1))
-                        logits.scatter_(1, index[:, None], plain)
+                        places.restore(logits, old)
         others = None
         if peak is not None and mass is not None:
             # with no other class at all the sum is empty: a finite stand-in for log 0 keeps the gradients finite
@@ -153,7 +172,7 @@ class Gram(torch.autograd.Function):
             ctx.mark_non_differentiable(rival)
         squared_norm = None
         if norms and targets is not None:
-            squared_norm = torch.linalg.vector_norm(weight[targets.clamp(min=0)], dim=2).square_()
+            squared_norm = torch.linalg.vector_norm(weight[targets], dim=2).square_()
         # one chunk and one label set: the exponentials are small enough to keep, and save the backward pass its own
         hot = hot if len(limits) == 1 and label_sets == 1 else None
         ctx.set_materialize_grads(False)
@@ -169,6 +188,7 @@ class Gram(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight, row, bias, scale, offset, targets, total, z, inverse, picks, others, mass, hot = ctx.saved_tensors
         form: Form = ctx.form
+        classes = len(weight) // form.num_centers
         need_x, need_weight, need_row, need_bias, need_scale = ctx.needs_input_grad[:5]
         grad_x = torch.zeros_like(x) if need_x else None
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None
@@ -184,7 +204,7 @@ class Gram(torch.autograd.Function):
                     logits = part.logits(part.measures(logits, first=False))
                 grad = None if grad_z is None else grad_z[:, low:high].clone()
                 if grad_others is not None:
-                    share = _shares(logits, offset, targets, others, mass, hot, grad_others, low, high)
+                    share = _shares(logits, offset, targets, others, mass, hot, grad_others, low, high, classes)
                     grad = share if grad is None else grad.add_(share)
                 if grad_total is not None:
                     spread = torch.outer(grad_total, total[low:high])
@@ -196,8 +216,7 @@ class Gram(torch.autograd.Function):
                 grad = form.link.pull_(grad, logits, scale)
                 if grad_measure is not None:
                     for k in range(targets.shape[1]):
-                        index, there = _inside(targets[:, k], low, high)
-                        grad.scatter_add_(1, index[:, None], torch.where(there, grad_measure[:, k], 0)[:, None])
+                        _Places(targets[:, k], low, high, classes).add(grad, grad_measure[:, k])
                 if grad_row is not None:
                     grad_row += grad.sum(dim=1)
                 if grad_bias is not None:
@@ -205,7 +224,7 @@ class Gram(torch.autograd.Function):
                 part.pull(grad, logits, grad_x, grad_weight)
             if grad_norm is not None and grad_weight is not None:
                 for k in range(targets.shape[1]):
-                    rows = targets[:, k].clamp(min=0)
+                    rows = targets[:, k]
                     grad_weight.index_add_(0, rows, weight[rows] * (2 * grad_norm[:, k])[:, None])
         if grad_scale is not None:
             grad_scale /= scale
@@ -222,7 +241,7 @@ def _view(z: Tensor | None, buffer: Tensor | None, low: int, high: int) -> Tenso
 
 def _shares(
     logits: Tensor, offset: Tensor | None, targets: Tensor, others: Tensor, mass: Tensor, hot: Tensor | None,
-    grad_others: Tensor, low: int, high: int,
+    grad_others: Tensor, low: int, high: int, classes: int,
 ) -> Tensor:  # fmt: skip
     """Gradient of the log-sum-exps by the chunk's logits [N, c]: each one's softmax, without the targets."""
     if hot is not None:
@@ -230,9 +249,8 @@ def _shares(
     shifted = logits if offset is None else logits + offset[low:high]
     result = None
     for k in range(targets.shape[1]):
-        index, there = _inside(targets[:, k], low, high)
         share = (shifted - others[:, k, None]).clamp_(max=0).exp_()
-        _put(share, index, there, 0.0)
+        _Places(targets[:, k], low, high, classes).put(share, 0.0)
         share.mul_(grad_others[:, k, None])
         result = share if result is None else result.add_(share)
     assert result is not None

@@ -130,21 +130,21 @@ class Head(nn.Module):
 
     def _losses(self, x: Tensor, queries: Queries, targets: Tensor, shares: Tensor) -> HeadOutput:
         """``targets`` int64 [N, L] and the share of each in the loss [N, L], 0 where there is no target."""
-        criterion = self.criterion
+        criterion, clamped = self.criterion, targets.clamp(min=0)
         if isinstance(criterion, SoftmaxCriterion):
             total: bool | Tensor = criterion.uses_total
             if total and (weights := criterion.class_weights()) is not None:
                 total = weights.to(x.dtype)
-            scores = self.similarity.scores(queries, targets, reduce=True, total=total, offset=self._offset(x.dtype))
+            scores = self.similarity.scores(queries, clamped, reduce=True, total=total, offset=self._offset(x.dtype))
         else:
-            scores = self.similarity.scores(queries, targets)
-        clamped = targets.clamp(min=0)
-        present = (targets >= 0).to(shares.dtype)
-        weight = present if (weights := criterion.class_weights()) is None else present * weights[clamped].to(x.dtype)
-        least = torch.finfo(shares.dtype).eps
+            scores = self.similarity.scores(queries, clamped)
         # of a mixture each label set has its own mean: lam times the one plus 1 - lam times the other
-        heavy = shares * weight / weight.sum(dim=0).clamp(min=least)
-        even = shares / present.sum(dim=0).clamp(min=least)
+        present = (targets >= 0).to(shares.dtype)
+        even = shares / present.sum(dim=0).clamp_(min=1)
+        heavy = even
+        if (weights := criterion.class_weights()) is not None:
+            weight = present * weights[clamped].to(x.dtype)
+            heavy = shares * weight / weight.sum(dim=0).clamp_(min=torch.finfo(shares.dtype).tiny)
         total_loss = x.new_zeros(())
         sums: dict[str, Tensor] = {}
         for k in range(targets.shape[1]):
@@ -231,7 +231,7 @@ def _targets(labels: Labels, x: Tensor) -> tuple[Tensor, Tensor]:
         targets, shares = torch.stack((first, second), dim=1), torch.stack((lam, 1 - lam), dim=1)
     if len(targets) != len(x):
         raise ValueError(f"{len(x)} features but {len(targets)} labels")
-    return targets, torch.where(targets >= 0, shares, 0)
+    return targets, shares * (targets >= 0)
 
 
 def _name(part: nn.Module) -> str:

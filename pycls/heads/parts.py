@@ -217,9 +217,24 @@ class Auxiliary(nn.Module):
         """Called once a training step, after the loss: moves buffers such as centres. ``weights`` are 0, lam or 1."""
 
 
-def unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / |x| [N, D] and |x| [N]; a zero row stays zero and has zero gradient."""
-    square = x.square().sum(dim=1)
-    safe = square > TINY
-    norm = torch.where(safe, square, 1).sqrt()
-    return x * (torch.where(safe, 1 / norm, 0))[:, None], torch.where(safe, norm, 0)
+def unit(x: Tensor) -> Tensor:
+    """x / |x| [N, D]; a zero row stays zero and has zero gradient."""
+    result: Tensor = _Unit.apply(x)
+    return result
+
+
+class _Unit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+        square = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()
+        inverse = torch.where(square > TINY, square.rsqrt(), 0)
+        result = x * inverse
+        ctx.save_for_backward(result, inverse)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+        result, inverse = ctx.saved_tensors
+        along = (grad * result).sum(dim=1, keepdim=True)
+        return torch.addcmul(grad, result, along, value=-1).mul_(inverse)

@@ -111,14 +111,13 @@ class SmoothTopK(LogitsCriterion):
     def forward(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """[N]."""
         k, tau = self.k, self.tau
-        ratio, top = log_ratio_of_others(logits, labels, k, k * tau)
+        ratio, kth, top = log_ratio_of_others(logits, labels, k, k * tau)
         smooth = -tau * F.logsigmoid(target / (k * tau) - ratio - self.alpha / tau)
         if not self.threshold:
             return smooth
         ranked = torch.cat((top, target.detach()[:, None]), dim=1).sort(dim=1, descending=True).values
         apart = ranked[:, k - 1] - ranked[:, k] >= k * tau * math.log(self.threshold)
-        # d max(0, .) by the k-th other score: its place is the pivot of the polynomials, found anew for the few
-        hard = (self.alpha + (_KthOther.apply(logits, labels, k) - target) / k).clamp(min=0)
+        hard = (self.alpha + (kth - target) / k).clamp(min=0)
         return torch.where(apart, hard, smooth)
 
     def extra_repr(self) -> str:

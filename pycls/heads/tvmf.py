@@ -78,7 +78,7 @@ class TVMF(Similarity):
 
     def queries(self, features: Tensor) -> Queries:
         """x / |x|."""
-        return Queries(unit(features)[0])
+        return Queries(unit(features))
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """The measure is the cosine."""
