@@ -273,4 +273,10 @@ class Trainer:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seeds the generators that dropout and its like draw from, as a function of (seed, step, rank)."""
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+    number = int.from_bytes(digest, "little") >> 1
+    # torch.manual_seed goes through every back end there could be: a hundred times as long as one generator takes
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)

@@ -6,8 +6,9 @@
 
 The k largest s are taken apart. Their product dominates sigma_k, however far apart they are, and is divided out by hand.
 All others are at most the k-th, so that after division by it they are in [0, 1], and their polynomial needs no logarithm:
-it is a product tree of sums and products of numbers >= 0. Nothing is ever subtracted, neither there nor in the gradient,
-which is the tree run backwards; so both are exact to a few roundings, and nothing waits for the device.
+it is a product tree of sums and products of numbers >= 0. Nothing is ever subtracted there, nor when the tree is run
+backwards; the gradient of the k largest is the smaller of two differences. So all are exact to a few roundings, and nothing
+waits for the device.
 """
 
 import math
@@ -51,14 +52,13 @@ class _LogRatio(torch.autograd.Function):
         blocks = _blocks(small, k)
         histories = [_histories(block, k, wide) for block in blocks]
         tree = _Tree([history[-1] for history in histories], k)
+        large = (top[:, :k] - pivot).div_(-temperature).exp_().to(tree.product.dtype)  # [N, k], in (0, 1]
         with torch.enable_grad():
             rest = tree.product.requires_grad_()
-            large = (top[:, :k] - pivot).div_(-temperature).exp_().requires_grad_()  # [N, k], in (0, 1]
             whole = _times_monic(large, rest, k)
             ratio = (whole[k] / whole[k - 1]).log()
-            by_large, by_rest = torch.autograd.grad(ratio.sum(), [large, rest])
-        # d/ds of exp(-(s - pivot)) is minus itself
-        by_top = by_large.mul_(large.detach()).neg_().to(z.dtype)
+            (by_rest,) = torch.autograd.grad(ratio.sum(), [rest])
+        by_top = _gradient_of_large(large, rest.detach(), whole.detach(), k).to(z.dtype)
         kept = histories if len(histories) == 1 else []  # a large one is made anew, block by block
         ctx.save_for_backward(small, places, by_top, *tree.pull(by_rest), *kept)
         ctx.k, ctx.temperature, ctx.wide, ctx.count = k, temperature, wide, len(blocks)
@@ -161,6 +161,24 @@ class _Tree:
             pulled = torch.stack([(double[i:] * partner[: k + 1 - i]).sum(dim=0) for i in range(k + 1)])
             gradient = torch.cat((pulled, gradient[:, :, half:]), dim=2) if factors.shape[2] % 2 else pulled
         return list(gradient.split(self.widths, dim=2))
+
+
+def _gradient_of_large(large: Tensor, rest: Tensor, whole: Tensor, k: int) -> Tensor:
+    """Gradient [N, k] of ``ln sigma_k - ln sigma_{k-1}`` by the logarithms of the k largest numbers a_l = 1 / q_l.
+
+    With W the polynomial without number l, ``whole_i = q_l W_i + W_{i-1}``, it is the difference of the number's shares,
+    ``W_{k-1} / whole_k - W_{k-2} / whole_{k-1}``; or, where both are close to 1, of what they leave over.
+    """
+    without = rest[:, :, None].expand(-1, -1, k)  # [k + 1, N, l]
+    own = torch.eye(k, dtype=torch.bool, device=rest.device)
+    for j in range(k):
+        shifted = torch.cat((torch.zeros_like(without[:1]), without[:-1]))
+        without = torch.where(own[j], without, large[:, j : j + 1] * without + shifted)
+    upper, lower = whole[k][:, None], whole[k - 1][:, None]
+    share = without[k - 1] / upper
+    share_below = without[k - 2] / lower if k > 1 else torch.zeros_like(share)
+    left_over = large * (without[k - 1] / lower - without[k] / upper)
+    return torch.where(share < 0.5, share - share_below, left_over)
 
 
 def _times_monic(large: Tensor, rest: Tensor, k: int) -> Tensor:
