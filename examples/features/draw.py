@@ -1,8 +1,9 @@
 """Trains one small net under four heads and draws what they make of the plane, side by side.
 
-    python examples/features/draw.py [features.png]
+    python examples/features/draw.py [features.png [KEY VALUE ...]]
 
-Each training goes on where it was stopped, and a finished one is only drawn. Data: MNIST (docs/data.md).
+Each training goes on where it was stopped, and a finished one is only drawn. Data: MNIST (docs/data.md), or what the
+options say (``TRAIN.DATASET digits``).
 """
 
 import subprocess
@@ -72,7 +73,7 @@ def draw_panel(axes: Any, head: str, out_dir: Path) -> None:
     model, features, labels = load(out_dir)
     points, directions = anchors(head, model)
     colours = matplotlib.colormaps["tab10"]
-    axes.scatter(features[:, 0], features[:, 1], s=2, c=colours(labels), alpha=0.35, linewidths=0)
+    axes.scatter(features[:, 0], features[:, 1], s=2, c=colours(labels.numpy()), alpha=0.35, linewidths=0)
     reach = float(features.norm(dim=1).quantile(0.98))
     for k in range(10):
         if directions is not None:
@@ -96,7 +97,7 @@ def main() -> None:
     figure = Figure(figsize=(12, 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, (head, options)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        out_dir = train(head, options)
+        out_dir = train(head, [*options, *sys.argv[2:]])
         draw_panel(axes, head, out_dir)
         error = reports.read(out_dir / "result.json")["test"]["top1_err"]
         axes.set_title(f"{title}: {error:.2f} % error", fontsize=10, color=INK)

@@ -58,6 +58,18 @@ def check_outsiders(folder: Path) -> None:
     assert backbone["backbone.layers.1.weight"].shape == (64, 144)
 
 
+@pytest.mark.slow
+def test_picture_of_readme_is_drawn_from_trainings(workspace: Workspace) -> None:
+    draw = ["python", "examples/features/draw.py", "features.png"]
+    options = ["TRAIN.DATASET", "digits", "TRAIN.IMAGES_PER_CLASS", "0", "TRAIN.BATCH_SIZE", "64", "OPTIM.MAX_EPOCH", "1"]
+    code, printed = workspace.run(*draw, *options)
+    assert code == 0 and printed.count("plane with") == 4, printed
+    with Image.open(workspace.folder / "features.png") as picture:
+        assert picture.size == (1440, 408)
+    code, printed = workspace.run(*draw, *options)
+    assert code == 0 and printed.count("is finished") == 4, printed
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_block_has_a_language_and_every_reason_a_block(page: Path) -> None:
     for block in blocks_of(page):
