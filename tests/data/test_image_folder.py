@@ -1,5 +1,7 @@
 """Photographs of every kind, in any number of loading processes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -205,6 +207,8 @@ def test_normalised_as_documented(tmp_path):
 
 
 def test_real_photographs(real_data):
+    if not (Path(real_data) / "imagenet_photos/val").is_dir():
+        pytest.skip("PYCLS_TEST_DATA holds no imagenet_photos")
     data = ImageFolder(real_data, "val", folder="imagenet_photos", im_size=64)
     assert len(data) == 240
     assert sum(len(batch.ids) for batch in EvalLoader(data, 40, num_workers=1)) == 240
