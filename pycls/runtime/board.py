@@ -30,12 +30,12 @@ class Board:
             return
         try:
             if self._writer is None:
-                # Late, because it takes seconds to import.
-                from torch.utils.tensorboard import SummaryWriter
+                self._writer = _open(self.log_dir, self.purge_step)
+            from tensorboard.compat.proto.summary_pb2 import Summary
 
-                self._writer = SummaryWriter(self.log_dir, purge_step=self.purge_step)
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            # one event for all: a step of a small net is short, and an event a curve would be felt in it
+            points = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+            self._writer.add_summary(Summary(value=points), step)
         except ImportError:
             self._give_up("the package tensorboard is not installed")
         except OSError as error:
@@ -59,3 +59,15 @@ class Board:
     def _give_up(self, reason: str) -> None:
         self.enabled = False
         logger.warning("no TensorBoard curves are written: %s", reason)
+
+
+def _open(log_dir: str, purge_step: int | None) -> Any:
+    """A new event file. The imports are late because they take seconds."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from torch.utils.tensorboard import FileWriter
+
+    writer = FileWriter(log_dir)
+    if purge_step is not None:
+        writer.add_event(Event(step=purge_step, file_version="brain.Event:2"))
+        writer.add_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+    return writer
