@@ -145,18 +145,18 @@ class Head(nn.Module):
         if (weights := criterion.class_weights()) is not None:
             weight = present * weights[clamped].to(x.dtype)
             heavy = shares * weight / weight.sum(dim=0).clamp_(min=torch.finfo(shares.dtype).tiny)
-        total_loss = x.new_zeros(())
+        total_loss: Tensor | None = None
         sums: dict[str, Tensor] = {}
         for k in range(targets.shape[1]):
-            labels = clamped[:, k]
+            labels = _column(clamped, k)
             plain, target = self._target_logits(scores, queries, labels, k)
             losses = self._criterion_losses(scores, plain, target, labels, k)
-            terms: dict[str, Tensor] = {_name(criterion): (losses * heavy[:, k]).sum()}
+            terms: dict[str, Tensor] = {_name(criterion): torch.dot(losses, _column(heavy, k))}
             for auxiliary in self._auxiliaries():
                 terms[auxiliary.term] = auxiliary(x, labels, plain, even[:, k])
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach()
-                total_loss = total_loss + value
+                total_loss = value if total_loss is None else total_loss + value
         if self.training:
             self._advance(x.detach(), clamped, shares)
         first = None
@@ -168,11 +168,11 @@ class Head(nn.Module):
     def _target_logits(self, scores: Scores, queries: Queries, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The target's logits [N] without and with margin, of label set k; the same tensor where there is none."""
         assert scores.measure is not None
-        measure = scores.measure[:, k]
+        measure = _column(scores.measure, k)
         plain = self.similarity.link(measure)
         if not self.training or self.margin is None:
             return plain, plain
-        target = Target(labels, queries.norm, None if scores.squared_norm is None else scores.squared_norm[:, k])
+        target = Target(labels, queries.norm, None if scores.squared_norm is None else _column(scores.squared_norm, k))
         value = self.similarity.to_margin_domain(measure, target)
         harder = self.margin(value, labels)
         if self.margin_warmup > 0:
@@ -190,7 +190,7 @@ class Head(nn.Module):
                 total = total + (target - plain) * (1 if weights is None else weights[labels].to(plain.dtype))
             if (offset := self._offset(target.dtype)) is not None:
                 target = target + offset[labels]
-            return criterion(target, scores.others[:, k], total, labels, self.similarity.num_classes)
+            return criterion(target, _column(scores.others, k), total, labels, self.similarity.num_classes)
         assert isinstance(criterion, LogitsCriterion)
         assert scores.logits is not None
         return criterion(scores.logits, target, labels)
@@ -232,6 +232,11 @@ def _targets(labels: Labels, x: Tensor) -> tuple[Tensor, Tensor]:
     if len(targets) != len(x):
         raise ValueError(f"{len(x)} features but {len(targets)} labels")
     return targets, shares * (targets >= 0)
+
+
+def _column(values: Tensor, k: int) -> Tensor:
+    """Column k; of the only one a view whose gradient costs nothing."""
+    return values.squeeze(1) if values.shape[1] == 1 else values[:, k]
 
 
 def _name(part: nn.Module) -> str:
