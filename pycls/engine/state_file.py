@@ -48,15 +48,23 @@ def load_state(path: str | Path) -> dict[str, Any]:
         DamagedFile: truncated, changed, or never such a file.
         InputError: no such file.
     """
+    return _state(path, *_read(path))
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file, not verified yet."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedFile(f"{path} is damaged, or no safetensors file ({error})") from None
+
+
+def _state(path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tree in a file of :func:`save_state`, verified."""
     if metadata.get("format") != FORMAT:
         raise DamagedFile(f"{path} is a safetensors file, but not a checkpoint of a pycls run")
     if metadata.get("sha256") != _digest(tensors, metadata.get("state", "")):
@@ -119,18 +127,10 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DamagedFile: truncated, changed, or never such a file.
         InputError: no such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") == FORMAT:
-                state = load_state(path)
-                return state[better_weights(state)], state
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DamagedFile(f"{path} is damaged, or no safetensors file ({error})") from None
+    metadata, tensors = _read(path)
+    if metadata.get("format") == FORMAT:
+        state = _state(path, metadata, tensors)
+        return state[better_weights(state)], state
     text = metadata.get("pycls", "{}")
     if "sha256" in metadata and metadata["sha256"] != _digest(tensors, text):
         raise DamagedFile(f"{path} is damaged: its contents do not match its checksum")

@@ -12,7 +12,7 @@ from pycls.registry import CRITERIA
 class BinaryCrossEntropy(LogitsCriterion):
     """Sum over the classes of ``softplus(z_j) - [j = y] z_j``: one sigmoid a class, as in "ResNet strikes back" (2021).
 
-    Gradients are of the size of a softmax's when the prior of a class is; it is a sum over classes and a mean over samples.
+    A sum over the classes and a mean over the samples.
     """
 
     name = "bce"
