@@ -9,7 +9,7 @@ people register themselves in the same way when they are imported (``IMPORTS:`` 
 import difflib
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,10 +77,16 @@ class Registry:
 
     def nearest(self, name: str) -> str:
         """The end of an error message: the names most like ``name``, or all of them."""
-        close = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
-        if close:
-            return f"; did you mean {' or '.join(map(repr, close))}?"
-        return f"; there are: {', '.join(self.names())}"
+        return closest(name, self.names())
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """The end of an error message: those of ``names`` that are most like ``name``, or all of them."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; there are: {', '.join(known)}"
 
 
 MODELS = Registry("model", "MODELS", "pycls.models")

@@ -104,7 +104,9 @@ def _catalogue(chosen: list[Chosen], named: bool) -> dict[str, Option]:
 def _check_depth(values: dict[str, Any], given: Given) -> None:
     """MODEL.DEPTH is core, as in pycls, but what it may be is the model's to say."""
     key, name, depth = "MODEL.DEPTH", values["MODEL.TYPE"], values["MODEL.DEPTH"]
-    option = schema.options_of(MODELS.get(name), components.GIVEN[MODELS] - {"depth"}).get("DEPTH")
+    component = MODELS.get(name)
+    given_to = components.given_to(MODELS, component)
+    option = schema.options_of(component, given_to - {"depth"}).get("DEPTH") if "depth" in given_to else None
     if option is None and depth:
         raise InputError(f"{given[key].at(key)} has no effect: the model {name!r} does not come in depths")
     if option is not None and depth:
@@ -137,10 +139,16 @@ def model_arguments(cfg: CfgNode, **supplied: Any) -> dict[str, Any]:
 
     Args:
         cfg: the tree.
-        supplied: what only the composition root knows (``in_channels``, ``image_size``). Of these, and of ``depth``,
-            ``bn_eps``, ``bn_mom`` and ``zero_init_final_gamma`` from the tree, a model gets those it has arguments for.
+        supplied: what only the composition root knows (``in_channels``, ``image_size``). Of these, and of the options
+            of ``MODEL``, ``BN`` and ``LN`` that several models share, a model gets those it has arguments for.
     """
-    shared = {"bn_eps": cfg.BN.EPS, "bn_mom": cfg.BN.MOM, "zero_init_final_gamma": cfg.BN.ZERO_INIT_FINAL_GAMMA}
+    shared = {
+        "bn_eps": cfg.BN.EPS,
+        "bn_mom": cfg.BN.MOM,
+        "zero_init_final_gamma": cfg.BN.ZERO_INIT_FINAL_GAMMA,
+        "ln_eps": cfg.LN.EPS,
+        "activation_fun": cfg.MODEL.ACTIVATION_FUN,
+    }
     if cfg.MODEL.DEPTH:
         shared["depth"] = cfg.MODEL.DEPTH
     return _section_arguments(cfg, MODELS, cfg.MODEL.TYPE, shared | supplied)

@@ -19,7 +19,9 @@ PARTS = {"SIMILARITY": SIMILARITIES, "MARGIN": MARGINS, "CRITERION": CRITERIA}
 """Node below HEAD -> the parts that may be named there."""
 
 GIVEN = {
-    MODELS: frozenset({"in_channels", "image_size", "depth", "bn_eps", "bn_mom", "zero_init_final_gamma"}),
+    MODELS: frozenset(
+        {"in_channels", "image_size", "depth", "bn_eps", "bn_mom", "zero_init_final_gamma", "ln_eps", "activation_fun"}
+    ),
     DATASETS: frozenset({"root", "split", "download"}),
     **dict.fromkeys((HEADS, *PARTS.values(), AUXILIARIES), frozenset({"in_features", "num_classes", "class_counts"})),
 }
@@ -50,9 +52,19 @@ class Chosen:
         return {f"{self.node}.{key}": option for key, option in component_options(self.registry, self.name).items()}
 
 
+def given_to(registry: Registry, component: Any) -> frozenset[str]:
+    """The arguments that are supplied to this component.
+
+    One that it names in a class attribute ``own_options`` is an option of its own section all the same: ``REGNET.DEPTH``
+    is pycls's, beside ``MODEL.DEPTH``.
+    """
+    return GIVEN[registry] - getattr(component, "own_options", frozenset())
+
+
 def component_options(registry: Registry, name: str) -> dict[str, Option]:
     """The options of a component, by upper-case argument name. Raises :class:`InputError` for an unknown name."""
-    return schema.options_of(registry.get(name), GIVEN[registry])
+    component = registry.get(name)
+    return schema.options_of(component, given_to(registry, component))
 
 
 def component_arguments(
@@ -61,7 +73,8 @@ def component_arguments(
     """Keyword arguments for a component: its options from ``node``, and of ``supplied`` what it has an argument for."""
     component = registry.get(name)
     own = arguments(node, component_options(registry, name))
-    return own | {key: value for key, value in supplied.items() if schema.accepts(component, key)}
+    given = given_to(registry, component)
+    return own | {k: v for k, v in supplied.items() if k in given and schema.accepts(component, k)}
 
 
 def arguments(node: Mapping[str, Any], options: dict[str, Option]) -> dict[str, Any]:

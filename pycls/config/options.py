@@ -36,6 +36,8 @@ CORE: dict[str, Option] = {
     "MODEL.TYPE": Option("", "the backbone (--help-options MODEL lists them)"),
     "MODEL.DEPTH": Option(0, "its depth, for a family that comes in depths; 0 for the family's default", low=0),
     "MODEL.NUM_CLASSES": Option(0, "number of classes; 0 for as many as the training set has", low=0),
+    "MODEL.ACTIVATION_FUN": Option("", "activation function of resnet, anynet, regnet and effnet; empty for the net's own",
+                                   choices=("", "relu", "silu", "swish", "gelu")),
     "MODEL.COMPILE": Option(False, "compile the training step's forward and backward with torch.compile"),
     "MODEL.CHANNELS_LAST": Option(True, "keep images and convolution weights in channels-last memory order"),
     "HEAD.NAME": Option("softmax", "the head, by name; empty when it is spelled out by its parts"),
@@ -54,6 +56,7 @@ CORE: dict[str, Option] = {
     "BN.ZERO_INIT_FINAL_GAMMA": Option(False, "start the last batch norm of each residual block at 0"),
     "BN.USE_CUSTOM_WEIGHT_DECAY": Option(False, "give batch norm's parameters BN.CUSTOM_WEIGHT_DECAY"),
     "BN.CUSTOM_WEIGHT_DECAY": Option(0.0, "weight decay of batch norm's parameters", low=0),
+    "LN.EPS": Option(1e-5, "layer norm: added to the variance", low=0),
     # --- the data
     "DATA.ROOT": Option("", "folder of the data sets; empty for $PYCLS_DATA, else ./data"),
     "DATA.DOWNLOAD": Option(True, "fetch a missing data set that may be fetched (checksums verified)"),

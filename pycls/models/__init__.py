@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from pycls.errors import InputError
 from pycls.models.classifier import Classifier
-from pycls.registry import HEADS, MODELS
+from pycls.models.named import ARCHITECTURES
+from pycls.registry import HEADS, MODELS, closest
 
-__all__ = ["Classifier", "create_model", "list_models"]
+__all__ = ["Classifier", "create_model", "effnet", "list_models", "named_model", "regnetx", "regnety", "resnet", "resnext"]
 
 
 def create_model(
@@ -21,9 +23,10 @@ def create_model(
     """The backbone of this name with a head on it.
 
     ``create_model("resnet", num_classes=100, head="cosface", head_options={"scale": 30.0}, depth=20, image_size=32)``
+    ``create_model("RegNetX-400MF", num_classes=100, head="arcface")``
 
     Args:
-        name: the backbone, one of :func:`list_models`.
+        name: the backbone, one of :func:`list_models`: a family, or an architecture, whose options are set already.
         num_classes: number of classes K.
         head: a head's name, which is built for this backbone with ``head_options``, or a head that was built for its
             features already.
@@ -38,6 +41,12 @@ def create_model(
     """
     if num_classes < 1:
         raise ValueError(f"a classifier needs at least one class, not {num_classes}")
+    if name in ARCHITECTURES:
+        architecture = ARCHITECTURES[name]
+        options = {"image_size": architecture.image_size, **architecture.options, **options}
+        name = architecture.backbone
+    if name not in MODELS:
+        raise InputError(f"there is no model named {name!r}{closest(name, list_models())}")
     component = MODELS.get(name)
     known = inspect.signature(component).parameters
     unknown = [option for option in options if option not in known]
@@ -55,4 +64,53 @@ def create_model(
 
 def list_models() -> list[str]:
     """The names that :func:`create_model` takes."""
-    return MODELS.names()
+    return [*MODELS.names(), *ARCHITECTURES]
+
+
+def named_model(name: str, pretrained: bool = False, num_classes: int = 1000, **options: Any) -> Classifier:
+    """An architecture of the Model Zoo by name: :func:`create_model` with the zoo's number of classes.
+
+    Args:
+        name: one of ``pycls.models.named.ARCHITECTURES``, such as ``RegNetX-400MF``.
+        pretrained: with the zoo's weights.
+        num_classes: number of classes K.
+        **options: as for :func:`create_model`, ``head`` and ``head_options`` among them.
+
+    Raises:
+        InputError: if there is no such architecture.
+    """
+    if name not in ARCHITECTURES:
+        raise InputError(f"there is no architecture named {name!r}{closest(name, ARCHITECTURES)}")
+    if pretrained:
+        raise InputError(f"{name}: weights of the Model Zoo cannot be fetched yet")
+    return create_model(name, num_classes, **options)
+
+
+def regnetx(name: str, pretrained: bool = False, **options: Any) -> Classifier:
+    """``regnetx("400MF")``: :func:`named_model` of RegNetX-400MF."""
+    return named_model(_with_family("RegNetX", name), pretrained, **options)
+
+
+def regnety(name: str, pretrained: bool = False, **options: Any) -> Classifier:
+    """``regnety("400MF")``: :func:`named_model` of RegNetY-400MF."""
+    return named_model(_with_family("RegNetY", name), pretrained, **options)
+
+
+def resnet(name: str | int, pretrained: bool = False, **options: Any) -> Classifier:
+    """``resnet(50)``: :func:`named_model` of ResNet-50."""
+    return named_model(_with_family("ResNet", name), pretrained, **options)
+
+
+def resnext(name: str | int, pretrained: bool = False, **options: Any) -> Classifier:
+    """``resnext(50)``: :func:`named_model` of ResNeXt-50 (32 groups of 4)."""
+    return named_model(_with_family("ResNeXt", name), pretrained, **options)
+
+
+def effnet(name: str, pretrained: bool = False, **options: Any) -> Classifier:
+    """``effnet("B0")``: :func:`named_model` of EfficientNet-B0."""
+    return named_model(_with_family("EfficientNet", name), pretrained, **options)
+
+
+def _with_family(family: str, name: str | int) -> str:
+    """``400MF`` and ``RegNetX-400MF`` -> ``RegNetX-400MF``."""
+    return str(name) if str(name).startswith(f"{family}-") else f"{family}-{name}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,6 +11,34 @@ SMALLEST_SIDE = 8
 
 NormFactory = Callable[[int], nn.Module]
 """Number of channels -> a normalisation layer for them."""
+
+Activation = Literal["", "relu", "silu", "swish", "gelu"]
+"""Names of activation functions, as pycls spells them; swish is silu, and empty stands for the net's own."""
+
+
+class Layers(NamedTuple):
+    """What a net makes its normalisation and its activation layers with."""
+
+    norm: NormFactory
+    act: Callable[[], nn.Module]
+
+
+def choose_layers(bn_eps: float, bn_mom: float, activation_fun: Activation = "", own: Activation = "relu") -> Layers:
+    """Batch norm with these settings, and the activation function of this name, or ``own`` for the empty one.
+
+    Raises:
+        ValueError: for an unknown activation function.
+    """
+    known: dict[str, Callable[[], nn.Module]] = {
+        "relu": partial(nn.ReLU, inplace=True),
+        "silu": nn.SiLU,
+        "swish": nn.SiLU,
+        "gelu": nn.GELU,
+    }
+    name = activation_fun or own
+    if name not in known:
+        raise ValueError(f"there is no activation function {name!r}; there are: {', '.join(known)}")
+    return Layers(batch_norm(bn_eps, bn_mom), known[name])
 
 
 def check_images(net: str, in_channels: int, image_size: int, smallest: int = SMALLEST_SIDE, remedy: str = "") -> None:
@@ -54,6 +83,21 @@ def batch_norm(eps: float, mom: float) -> NormFactory:
 def conv(w_in: int, w_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution that keeps the size at stride 1. It has no bias: batch norm comes after."""
     return nn.Conv2d(w_in, w_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels times a gate in 0..1 that two 1 x 1 convolutions make of their means (Hu et al., CVPR 2018).
+
+    ``w_se`` channels in between, with the net's activation function.
+    """
+
+    def __init__(self, w_in: int, w_se: int, act: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.f_ex = nn.Sequential(nn.Conv2d(w_in, w_se, 1), act(), nn.Conv2d(w_se, w_in, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, w_in, H, W] -> [N, w_in, H, W]."""
+        return x * self.f_ex(x.mean((2, 3), keepdim=True))
 
 
 def prelu_convs(w_in: int, w_out: int, kernel: int, count: int, norm: NormFactory | None = None) -> list[nn.Module]:

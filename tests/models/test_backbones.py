@@ -7,12 +7,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pycls.config.components import GIVEN
 from pycls.registry import MODELS
 
-LIGHT = {"wrn": {"depth": 10, "widen_factor": 2}}
-"""Options that keep a test fast where the defaults are heavy."""
+LIGHT: dict[str, dict[str, object]] = {
+    "wrn": {"depth": 10, "widen_factor": 2},
+    "anynet": {"stem_w": 16, "se_r": 0.5, "depths": (1, 2), "widths": (16, 32), "strides": (1, 2), "bot_muls": (0.5, 1.0),
+               "group_ws": (4, 8), "se_on": True, "head_w": 24},
+    "regnet": {"depth": 6, "w0": 16, "wa": 8.0, "wm": 2.0, "group_w": 8, "stem_w": 16, "se_on": True,
+               "se_r": 0.5},
+    "effnet": {"stem_w": 16, "depths": (1, 2), "widths": (16, 24), "exp_ratios": (1, 4), "strides": (1, 2),
+               "kernels": (3, 5), "head_w": 48},
+}  # fmt: skip
+"""Options that keep a test fast where the defaults are heavy, or that have no defaults."""
 
-SUPPLIED = {"in_channels", "image_size", "depth", "bn_eps", "bn_mom", "zero_init_final_gamma"}
+SUPPLIED = {*GIVEN[MODELS]}
 
 
 def build(name: str, in_channels: int = 1, image_size: int = 28, **options: object) -> nn.Module:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pycls.models import Classifier, create_model
 from pycls.models.complexity import complexity
-from pycls.models.resnet import ResNet
+from pycls.models.resnets import ResNet
 
 
 class RawHead(nn.Module):
@@ -35,7 +35,7 @@ class RawHead(nn.Module):
 )
 def test_pyclss_numbers(depth: int, options: dict[str, int], flops: int, params: int, acts: int) -> None:
     with torch.device("meta"):
-        backbone = ResNet(3, 224, depth=depth, **options)
+        backbone = ResNet(3, 224, depth=depth, stride_1x1=False, **options)
         model = nn.Sequential(backbone, nn.Linear(2048, 1000))
     assert complexity(model, 3, 224) == (flops, params, acts)
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pycls.models.blocks import NormFactory, batch_norm, check_images, conv, global_average, init_he_fan_out
+from pycls.models.blocks import Activation, check_images, choose_layers, global_average, init_he_fan_out
+from pycls.models.residual import BasicTransform, BottleneckTransform, ResBlock, Stem, zero_final_gammas
 from pycls.registry import MODELS
 
 BLOCKS = {
@@ -18,87 +19,6 @@ BLOCKS = {
 """Depth -> blocks of each stage, in the form for ImageNet (table 1 of the paper)."""
 
 BASIC, BOTTLENECK = "basic_transform", "bottleneck_transform"
-
-
-class BasicTransform(nn.Module):
-    """3 x 3, batch norm, ReLU, 3 x 3, batch norm."""
-
-    def __init__(self, w_in: int, w_out: int, stride: int, norm: NormFactory) -> None:
-        super().__init__()
-        self.a = conv(w_in, w_out, 3, stride)
-        self.a_bn = norm(w_out)
-        self.a_af = nn.ReLU(inplace=True)
-        self.b = conv(w_out, w_out, 3)
-        self.b_bn = norm(w_out)
-
-    @property
-    def final_bn(self) -> nn.Module:
-        return self.b_bn
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, w_in, H, W] -> [N, w_out, H / stride, W / stride]."""
-        return self.b_bn(self.b(self.a_af(self.a_bn(self.a(x)))))
-
-
-class BottleneckTransform(nn.Module):
-    """1 x 1 to ``w_inner`` channels, 3 x 3 in ``groups``, 1 x 1 to ``w_out``, batch norm after each, ReLU between.
-
-    ``stride_1x1``: the stride is on the first 1 x 1 (the paper) and not on the 3 x 3 (torchvision, the Model Zoo).
-    """
-
-    def __init__(
-        self, w_in: int, w_out: int, stride: int, norm: NormFactory, w_inner: int, groups: int, stride_1x1: bool
-    ) -> None:
-        super().__init__()
-        a_stride, b_stride = (stride, 1) if stride_1x1 else (1, stride)
-        self.a = conv(w_in, w_inner, 1, a_stride)
-        self.a_bn = norm(w_inner)
-        self.a_af = nn.ReLU(inplace=True)
-        self.b = conv(w_inner, w_inner, 3, b_stride, groups)
-        self.b_bn = norm(w_inner)
-        self.b_af = nn.ReLU(inplace=True)
-        self.c = conv(w_inner, w_out, 1)
-        self.c_bn = norm(w_out)
-
-    @property
-    def final_bn(self) -> nn.Module:
-        return self.c_bn
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, w_in, H, W] -> [N, w_out, H / stride, W / stride]."""
-        x = self.a_af(self.a_bn(self.a(x)))
-        x = self.b_af(self.b_bn(self.b(x)))
-        return self.c_bn(self.c(x))
-
-
-class ResBlock(nn.Module):
-    """ReLU(x + f(x)); x goes through a 1 x 1 convolution and batch norm where f changes its shape."""
-
-    def __init__(self, w_in: int, w_out: int, stride: int, norm: NormFactory, f: nn.Module) -> None:
-        super().__init__()
-        self.has_proj = w_in != w_out or stride != 1
-        if self.has_proj:
-            self.proj = conv(w_in, w_out, 1, stride)
-            self.bn = norm(w_out)
-        self.f = f
-        self.af = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, w_in, H, W] -> [N, w_out, H / stride, W / stride]."""
-        shortcut = self.bn(self.proj(x)) if self.has_proj else x
-        return self.af(shortcut + self.f(x))
-
-
-class ResStem(nn.Sequential):
-    """7 x 7 at stride 2 and 3 x 3 max pooling at stride 2 (ImageNet), or 3 x 3 at stride 1 (CIFAR)."""
-
-    def __init__(self, w_in: int, w_out: int, imagenet: bool, norm: NormFactory) -> None:
-        super().__init__()
-        self.conv = conv(w_in, w_out, 7, 2) if imagenet else conv(w_in, w_out, 3)
-        self.bn = norm(w_out)
-        self.af = nn.ReLU(inplace=True)
-        if imagenet:
-            self.pool = nn.MaxPool2d(3, 2, padding=1)
 
 
 def _choose_depth(depth: int, image_size: int) -> int:
@@ -152,12 +72,13 @@ class ResNet(nn.Module):
         bn_eps: batch norm's epsilon.
         bn_mom: batch norm's share of the newest batch in its running statistics.
         zero_init_final_gamma: start the last batch norm of each block at 0, so that each block starts as the identity.
+        activation_fun: the activation function; empty for ReLU.
         trans_fun: basic_transform or bottleneck_transform; empty for the one that belongs to the depth, which is the
             only one it goes with.
         num_groups: groups of a bottleneck's 3 x 3 convolution (ResNeXt's cardinality).
         width_per_group: channels of each group in the first stage; the later stages have 2, 4 and 8 times as many.
-        stride_1x1: where a bottleneck strides: on its first 1 x 1 (the paper), or on its 3 x 3 (false; torchvision and
-            pycls's Model Zoo).
+        stride_1x1: where a bottleneck strides: on its first 1 x 1 (the paper, and the default as in pycls), or on its
+            3 x 3 (false; torchvision and pycls's Model Zoo).
         stem: imagenet (7 x 7 at stride 2, max pooling), cifar (3 x 3 at stride 1), or auto for the depth's own.
 
     Raises:
@@ -172,10 +93,11 @@ class ResNet(nn.Module):
         bn_eps: float = 1e-5,
         bn_mom: float = 0.1,
         zero_init_final_gamma: bool = False,
+        activation_fun: Activation = "",
         trans_fun: Literal["", "basic_transform", "bottleneck_transform"] = "",
         num_groups: int = 1,
         width_per_group: int = 64,
-        stride_1x1: bool = False,
+        stride_1x1: bool = True,
         stem: Literal["auto", "imagenet", "cifar"] = "auto",
     ) -> None:
         super().__init__()
@@ -187,39 +109,34 @@ class ResNet(nn.Module):
             check_images("resnet with the ImageNet stem", in_channels, image_size, 32, remedy)
         else:
             check_images("resnet", in_channels, image_size)
-        norm = batch_norm(bn_eps, bn_mom)
+        layers = choose_layers(bn_eps, bn_mom, activation_fun)
 
         def build_transform(stage: int, w_in: int, w_out: int, stride: int) -> nn.Module:
             if transform == BASIC:
-                return BasicTransform(w_in, w_out, stride, norm)
-            w_inner = num_groups * width_per_group * 2**stage
-            return BottleneckTransform(w_in, w_out, stride, norm, w_inner, num_groups, stride_1x1)
+                return BasicTransform(w_in, w_out, stride, layers)
+            w_b = num_groups * width_per_group * 2**stage
+            return BottleneckTransform(w_in, w_out, stride, layers, w_b, num_groups, stride_1x1=stride_1x1)
 
         w_in = 64 if depth in BLOCKS else 16
-        blocks = BLOCKS.get(depth, ((depth - 2) // 6,) * 3)
+        counts = BLOCKS.get(depth, ((depth - 2) // 6,) * 3)
         expansion = 4 if transform == BOTTLENECK else 1
-        self.stem = ResStem(in_channels, w_in, imagenet_stem, norm)
-        self.stages = [f"s{i + 1}" for i in range(len(blocks))]
+        kernel, stride = (7, 2) if imagenet_stem else (3, 1)
+        self.stem = Stem(in_channels, w_in, kernel, stride, layers, pool=imagenet_stem)
+        self.stages = [f"s{i + 1}" for i in range(len(counts))]
         w_first = w_in * expansion
-        for stage, (name, count) in enumerate(zip(self.stages, blocks, strict=True)):
+        for stage, (name, count) in enumerate(zip(self.stages, counts, strict=True)):
             w_out = w_first * 2**stage
-            layers = nn.Sequential()
+            blocks = nn.Sequential()
             for i in range(count):
                 stride = 2 if stage and not i else 1
                 f = build_transform(stage, w_in, w_out, stride)
-                layers.add_module(f"b{i + 1}", ResBlock(w_in, w_out, stride, norm, f))
+                blocks.add_module(f"b{i + 1}", ResBlock(w_in, w_out, stride, layers, f))
                 w_in = w_out
-            self.add_module(name, layers)
+            self.add_module(name, blocks)
         self.feature_dim = w_in
         init_he_fan_out(self)
         if zero_init_final_gamma:
-            self._zero_final_gammas()
-
-    def _zero_final_gammas(self) -> None:
-        """Goyal et al. 2017, section 5.1."""
-        for module in self.modules():
-            if isinstance(module, BasicTransform | BottleneckTransform):
-                nn.init.zeros_(module.final_bn.weight)  # type: ignore[arg-type]
+            zero_final_gammas(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float [N, C, H, W] -> features [N, D]; D is 64 (CIFAR form), 512 or 2048."""
