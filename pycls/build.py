@@ -239,6 +239,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     decay = Decay(
         default=cfg.OPTIM.WEIGHT_DECAY,
         norm=cfg.BN.CUSTOM_WEIGHT_DECAY if cfg.BN.USE_CUSTOM_WEIGHT_DECAY else None,
+        layer_norm=cfg.LN.CUSTOM_WEIGHT_DECAY if cfg.LN.USE_CUSTOM_WEIGHT_DECAY else None,
+        bias=cfg.OPTIM.BIAS_CUSTOM_WEIGHT_DECAY if cfg.OPTIM.BIAS_USE_CUSTOM_WEIGHT_DECAY else None,
         head=cfg.HEAD.WEIGHT_DECAY if cfg.HEAD.WEIGHT_DECAY >= 0 else None,
         head_lr_mult=cfg.HEAD.LR_MULT,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pycls.errors import InputError, RunError
-from pycls.runtime.worker import is_worker, leave, report_error, start_worker
+from pycls.runtime.worker import LAUNCHER_PID, is_worker, leave, report_error, start_worker
 
 MODES = ("train", "test", "time", "info")
 EXAMPLES = """\
@@ -96,9 +96,15 @@ def _run(words: list[str]) -> int:
         return 2
     from pycls.config import load
 
-    cfg = load(flags.cfg, flags.overrides)
+    cfg = load(flags.cfg, flags.overrides, notify=_notice)
     run = importlib.import_module("pycls.run")  # imports torch
     return int(getattr(run, flags.mode)(cfg))
+
+
+def _notice(line: str) -> None:
+    """To stderr: stdout may be read by a program. A worker's launcher has said it, and of torchrun's the first does."""
+    if not is_worker() or (LAUNCHER_PID not in os.environ and os.environ["RANK"] == "0"):
+        print(f"notice: {line}", file=sys.stderr)
 
 
 def _show(text: str) -> int:

@@ -6,14 +6,15 @@ processes exist, and what can be said without importing a component is said befo
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
-from pycls.config import components, contradictions, schema, unknown_keys
+from pycls.config import compat, components, contradictions, schema, unknown_keys
 from pycls.config.components import Chosen
 from pycls.config.option_help import describe as describe
 from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
@@ -24,13 +25,18 @@ from pycls.config.yaml_lines import leaves, put, read_file, read_overrides
 from pycls.errors import InputError
 from pycls.registry import DATASETS, HEADS, MODELS, Registry
 
+logger = logging.getLogger(__name__)
 
-def load(cfg_file: str | None, overrides: Sequence[str] = ()) -> CfgNode:
+
+def load(
+    cfg_file: str | None, overrides: Sequence[str] = (), notify: Callable[[str], None] = logger.warning
+) -> CfgNode:
     """The complete tree of options, validated and frozen.
 
     Args:
         cfg_file: a YAML file, or None for defaults and overrides alone.
         overrides: ``KEY VALUE`` pairs or ``KEY=VALUE`` words, which win over the file, the later over the earlier.
+        notify: told in one line of each option of pycls that has another name, or no effect, here.
 
     Raises:
         InputError: one line with the file and line, or the override, and what would be right.
@@ -38,7 +44,9 @@ def load(cfg_file: str | None, overrides: Sequence[str] = ()) -> CfgNode:
     tree = read_file(cfg_file) if cfg_file is not None else {}
     for key, value in read_overrides(overrides):
         put(tree, key, value)
-    given = leaves(tree)
+    given, notices = compat.translate(leaves(tree))
+    for notice in notices:
+        notify(notice)
     unknown_keys.check_core(given)
     values = {key: _value(key, option, given) for key, option in CORE.items()}
     contradictions.check(values, given)

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from itertools import chain
 
-from pycls.config import components, outline, schema
+from pycls.config import compat, components, outline, schema
 from pycls.config.components import PARTS, SECTIONS
 from pycls.config.nearest import nearest_keys
 from pycls.config.options import CORE, Option
@@ -50,6 +50,8 @@ def _find(section: str) -> Iterator[str]:
         return chain(_core_blocks({k: o for k, o in CORE.items() if k.startswith(f"{key}.")}), map(_names, lists))
     if key in CORE:
         return iter([_entry(key, CORE[key])])
+    if key in compat.TABLE:
+        return iter([f"  {compat.describe(key)}"])
     if own == "HEAD" and (found := _find_in_head(rest)) is not None:
         return found
     found_blocks = list(_component_blocks(own, rest))

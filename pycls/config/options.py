@@ -57,6 +57,8 @@ CORE: dict[str, Option] = {
     "BN.USE_CUSTOM_WEIGHT_DECAY": Option(False, "give batch norm's parameters BN.CUSTOM_WEIGHT_DECAY"),
     "BN.CUSTOM_WEIGHT_DECAY": Option(0.0, "weight decay of batch norm's parameters", low=0),
     "LN.EPS": Option(1e-5, "layer norm: added to the variance", low=0),
+    "LN.USE_CUSTOM_WEIGHT_DECAY": Option(False, "give layer norm's parameters LN.CUSTOM_WEIGHT_DECAY"),
+    "LN.CUSTOM_WEIGHT_DECAY": Option(0.0, "weight decay of layer norm's parameters", low=0),
     # --- the data
     "DATA.ROOT": Option("", "folder of the data sets; empty for $PYCLS_DATA, else ./data"),
     "DATA.DOWNLOAD": Option(True, "fetch a missing data set that may be fetched (checksums verified)"),
@@ -110,6 +112,8 @@ CORE: dict[str, Option] = {
     "OPTIM.BETA1": Option(0.9, "adam, adamw: decay of the mean of gradients", low=0, high=1),
     "OPTIM.BETA2": Option(0.999, "adam, adamw: decay of the mean of their squares", low=0, high=1),
     "OPTIM.WEIGHT_DECAY": Option(5e-4, "weight decay (L2; decoupled in adamw)", low=0),
+    "OPTIM.BIAS_USE_CUSTOM_WEIGHT_DECAY": Option(False, "give biases, but the norms', OPTIM.BIAS_CUSTOM_WEIGHT_DECAY"),
+    "OPTIM.BIAS_CUSTOM_WEIGHT_DECAY": Option(0.0, "weight decay of those biases", low=0),
     "OPTIM.CLIP_NORM": Option(0.0, "largest norm of the gradient; 0 for no clipping", low=0),
     "OPTIM.EMA_ALPHA": Option(1e-5, "moving average of the weights: share of the newest, scaled as in pycls by "
                               "BATCH_SIZE / MAX_EPOCH * EMA_UPDATE_PERIOD", low=0),
@@ -123,6 +127,7 @@ CORE: dict[str, Option] = {
     "CUDNN.BENCHMARK": Option(True, "let cuDNN try its algorithms and take the fastest"),
     "RNG_SEED": Option(1, "the seed that order, augmentation, initial weights and dropout are functions of", low=0),
     # --- what is written
+    "DESC": Option("", "what the run is, for people"),
     "OUT_DIR": Option("", "folder of the run; empty for runs/<name of the YAML>"),
     "LOG_PERIOD": Option(10, "steps between two log lines; the host waits for the device only then", low=1),
     "LOG_SAMPLES": Option(False, "write the ids of every global batch to samples_rank<r>.txt (for debugging)"),
@@ -132,7 +137,7 @@ CORE: dict[str, Option] = {
 }
 
 IRRELEVANT_TO_RESULT = frozenset({
-    "DATA.*", "DATA_LOADER.*", "IMPORTS", "LOG_PERIOD", "LOG_SAMPLES", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS",
+    "DATA.*", "DATA_LOADER.*", "DESC", "IMPORTS", "LOG_PERIOD", "LOG_SAMPLES", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS",
     "OUT_DIR", "PREC_TIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
 })
 """Patterns of options that may differ between two runs of the same training: where, how fast and what is written."""

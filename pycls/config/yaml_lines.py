@@ -28,11 +28,13 @@ class Located:
         value: a scalar, ``list[Located]`` or ``dict[str, Located]``.
         where: ``configs/a.yaml:12`` for a line of a file, ``override`` for the command line.
         text: a scalar as written, if it was not quoted; YAML reads ``1e-3`` and ``on`` otherwise than people do.
+        spelled: the option's name as written, if it has another name here (:mod:`pycls.config.compat`).
     """
 
     value: Any
     where: str
     text: str | None = None
+    spelled: str = ""
 
     @property
     def is_override(self) -> bool:
@@ -47,7 +49,8 @@ class Located:
 
     def at(self, key: str) -> str:
         """The start of a message about the option ``key`` given here."""
-        return f"override {key}" if self.is_override else f"{self.where}: {key}"
+        name = f"{self.spelled} (here {key})" if self.spelled else key
+        return f"override {name}" if self.is_override else f"{self.where}: {name}"
 
 
 def read_file(path: str) -> dict[str, Located]:

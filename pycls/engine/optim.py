@@ -62,18 +62,35 @@ class Decay:
 
     Attributes:
         default: weight decay of all other parameters.
-        norm: of batch and layer norm's, or None for the default.
-        head: of the head's, or None for the default.
+        norm: of batch and group norm's, or None for the default.
+        layer_norm: of layer norm's, or None for the default.
+        bias: of all other modules' biases, or None for the default.
+        head: of the head's, whatever they are, or None for what they would have elsewhere.
         head_lr_mult: learning rate of the head's, as a multiple.
     """
 
     default: float
     norm: float | None = None
+    layer_norm: float | None = None
+    bias: float | None = None
     head: float | None = None
     head_lr_mult: float = 1.0
 
+    def of(self, module: nn.Module, name: str, in_head: bool) -> float:
+        """The weight decay of the parameter ``name`` of ``module`` itself."""
+        chosen = None
+        if in_head and self.head is not None:
+            chosen = self.head
+        elif isinstance(module, nn.LayerNorm):
+            chosen = self.layer_norm
+        elif isinstance(module, NORMS):
+            chosen = self.norm
+        elif "bias" in name:
+            chosen = self.bias
+        return self.default if chosen is None else chosen
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
 def parameter_groups(model: nn.Module, decay: Decay, head: str = "head.") -> list[dict[str, object]]:
@@ -84,8 +101,7 @@ def parameter_groups(model: nn.Module, decay: Decay, head: str = "head.") -> lis
             if not parameter.requires_grad:
                 continue
             in_head = f"{module_name}.{name}".startswith(head)
-            chosen = decay.head if in_head else decay.norm if isinstance(module, NORMS) else None
-            key = (decay.default if chosen is None else chosen, decay.head_lr_mult if in_head else 1.0)
+            key = (decay.of(module, name, in_head), decay.head_lr_mult if in_head else 1.0)
             groups.setdefault(key, []).append(parameter)
     return [{"params": params, "weight_decay": wd, "lr_mult": mult} for (wd, mult), params in groups.items()]
 

@@ -72,6 +72,24 @@ def test_batch_norm_and_head_have_their_own() -> None:
     assert groups_by_name(model(), Decay(5e-4, head=0.0))["head.scale"] == (0.0, 1.0), "0 is not 'as the others'"
 
 
+@pytest.mark.parametrize(
+    ("decay", "wanted"),
+    [
+        (Decay(0.1, norm=0.2), {"1.weight": 0.2, "1.bias": 0.2, "4.weight": 0.2, "4.bias": 0.2}),
+        (Decay(0.1, layer_norm=0.0), {"2.weight": 0.0, "2.bias": 0.0}),
+        (Decay(0.1, bias=0.3), {"0.bias": 0.3, "3.in_proj_bias": 0.3, "3.out_proj.bias": 0.3, "head.bias": 0.3}),
+        (Decay(0.1, bias=0.3, head=0.4),
+         {"0.bias": 0.3, "3.in_proj_bias": 0.3, "3.out_proj.bias": 0.3, "head.bias": 0.4, "head.weight": 0.4}),
+    ],
+)  # fmt: skip
+def test_weight_decay_by_kind_as_in_pycls(decay: Decay, wanted: dict[str, float]) -> None:
+    """pycls tells them by "bn", "ln" and "bias" in their names; biases of norms are the norms'."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2), nn.MultiheadAttention(2, 1), nn.GroupNorm(1, 2))
+    net.add_module("head", nn.Linear(2, 2))
+    found = {name: wd for name, (wd, _) in groups_by_name(net, decay).items()}
+    assert found == {name: wanted.get(name, 0.1) for name, _ in net.named_parameters()}
+
+
 def test_learning_rates_keep_their_ratio() -> None:
     optimizer = make_optimizer(parameter_groups(model(), Decay(0.0, head_lr_mult=10.0)), "sgd")
     set_lr(optimizer, 0.3)
