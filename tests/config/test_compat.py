@@ -19,7 +19,7 @@ FILES = Path(__file__).parent / "pycls"
 RBF = "MODEL: {TYPE: fakenet, LOGITS_TYPE: rbf_logit, RBF_SCALE: 30, RBF_GAMMA: 8}\nTRAIN: {DATASET: fakeset}\n"
 
 
-AWAITED = ("ANYNET", "REGNET", "EN", "VIT", "LAUNCH", "LN", "MAX_GPUS", "MODEL.ACT", "MODEL.SCAL", "TRAIN.AUGMENT", "TRAIN.PCA")
+AWAITED = ("VIT", "LAUNCH", "MAX_GPUS", "MODEL.SCAL", "TRAIN.AUGMENT", "TRAIN.PCA")
 
 
 def load(path: str, *overrides: str) -> tuple[CfgNode, list[str]]:
