@@ -16,7 +16,7 @@ ROOMS = {
     "runtime": {"errors", "runtime"},
     "models": {"errors", "registry", "models", "heads"},  # create_model puts a head on a backbone
     "heads": {"errors", "registry", "heads"},
-    "data": {"errors", "registry", "data"},
+    "data": {"errors", "registry", "runtime", "data"},
     "engine": {"errors", "runtime", "engine"},
     "config": {"errors", "registry", "config"},
     "build": {"errors", "registry", "runtime", "models", "heads", "data", "engine", "config"},

@@ -1,21 +1,19 @@
 """Finding the files of a data set, and fetching them if that is allowed.
 
 Where files come from, and their checksums, is what torchvision publishes; torchvision is imported only when something
-is missing, since that takes seconds. A file is fetched into a folder beside its place, checked, and moved there whole,
-so that neither a lost connection nor a second process leaves half a file under a good name.
+is missing, since that takes seconds.
 """
 
-import contextlib
 import os
-import socket
+import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pycls.errors import InputError
-
-TIMEOUT = 30.0  # seconds without an answer from a server
+from pycls.errors import InputError, RunError
+from pycls.runtime.download import download, has_digest
+from pycls.runtime.files import exclusive
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Source:
     Attributes:
         mirrors: addresses of folders, tried in this order, each ending in ``/``.
         files: pairs of a file's name and its md5.
-        archive: whether the files are archives, to be unpacked where they arrive.
+        archive: whether the files are tar archives, to be unpacked where they arrive.
     """
 
     mirrors: tuple[str, ...]
@@ -64,7 +62,7 @@ def find_file(name: str, folders: Sequence[Path], suffixes: Sequence[str] = ("",
 
 
 def ensure_files(
-    name: str, missing: Callable[[], list[str]], folders: Sequence[Path], download: bool, variant: str
+    name: str, missing: Callable[[], list[str]], folders: Sequence[Path], allowed: bool, variant: str
 ) -> None:
     """Makes sure that no file of a data set is missing, fetching the set into the first folder if need be.
 
@@ -72,7 +70,7 @@ def ensure_files(
         name: of the data set, in ``SOURCES``.
         missing: says which files are missing now.
         folders: where they may lie, for the message; files are fetched into the first.
-        download: whether what is missing may be fetched.
+        allowed: whether what is missing may be fetched.
         variant: under which other names the files would do, for the message.
 
     Raises:
@@ -81,12 +79,15 @@ def ensure_files(
     if not missing():
         return
     reason = "downloading is off (DATA.DOWNLOAD)"
-    if download:
+    if allowed:
         try:
-            fetch(SOURCES[name](), folders[0])
+            folders[0].parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(folders[0].parent / f".{name}.lock", f"another process is fetching {name}; waiting for it"):
+                if missing():  # else that other process has fetched them
+                    fetch(SOURCES[name](), folders[0])
             reason = "what was downloaded does not contain it"
         except Exception as error:  # whatever a network, a server or a disk can do: it ends in one line all the same
-            reason = f"the download failed: {_one_line(error)}"
+            reason = f"the download failed: {' '.join(str(error).split()) or type(error).__name__}"
     if files := missing():
         raise InputError(
             f"{name}: no {', '.join(files)} ({variant}) in {' or '.join(map(str, folders))}; {reason}; put the "
@@ -98,32 +99,29 @@ def fetch(source: Source, folder: Path) -> None:
     """Fetches every file of ``source`` that is missing into ``folder``: from the first mirror that gives it intact.
 
     An archive is unpacked: what it contains lands beside ``folder``, which it contains itself.
-    Raises ``RuntimeError`` or ``OSError`` with the reason of the last mirror.
+    Raises an exception with the reasons of all mirrors.
     """
     target = folder.parent if source.archive else folder
-    target.mkdir(parents=True, exist_ok=True)
     for file, md5 in source.files:
-        if source.archive or not (target / file).exists():
-            with tempfile.TemporaryDirectory(dir=target, prefix=".download-") as workplace, _patience():
-                _fetch_file(source, file, md5, Path(workplace))
-                _move_into(Path(workplace), target)
-
-
-def _fetch_file(source: Source, file: str, md5: str, workplace: Path) -> None:
-    from torchvision.datasets.utils import download_url, extract_archive
-
-    problems: list[str] = []
-    for mirror in source.mirrors:
-        try:
-            download_url(mirror + file, str(workplace), file, md5)
-        except (OSError, RuntimeError) as error:
-            problems.append(f"{mirror + file}: {_one_line(error)}")
-            (workplace / file).unlink(missing_ok=True)
-            continue
+        place = target / file
+        _fetch_file(source.mirrors, place, md5)
         if source.archive:
-            extract_archive(str(workplace / file), str(workplace), remove_finished=True)
-        return
-    raise RuntimeError("; ".join(problems))
+            with tempfile.TemporaryDirectory(dir=target, prefix=".unpacked-") as workplace:
+                with tarfile.open(place) as archive:
+                    archive.extractall(workplace, filter="data")
+                _move_into(Path(workplace), target)
+            place.unlink()
+
+
+def _fetch_file(mirrors: Sequence[str], place: Path, md5: str) -> None:
+    problems: list[str] = []
+    for mirror in mirrors:
+        try:
+            download(mirror + place.name, place, has_digest("md5", md5))
+            return
+        except (InputError, RunError) as error:
+            problems.append(str(error))
+    raise RunError("; ".join(problems))
 
 
 def _move_into(workplace: Path, target: Path) -> None:
@@ -133,18 +131,3 @@ def _move_into(workplace: Path, target: Path) -> None:
             place = target / path.relative_to(workplace)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, place)
-
-
-@contextlib.contextmanager
-def _patience() -> Iterator[None]:
-    """A time limit on every silent connection: without one a network that swallows packets would hang the run."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -34,7 +34,7 @@ def make_out_dir(path: str | os.PathLike[str]) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"the output folder {folder} cannot be written to: {_reason(error, folder)}") from None
+        raise InputError(f"the output folder {folder} cannot be written to: {reason_of(error, folder)}") from None
     return folder
 
 
@@ -61,7 +61,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         cause = _os_error(error)
         if cause is None:
             raise
-        raise RunError(f"cannot write {target}: {_reason(cause, target.parent)}") from error
+        raise RunError(f"cannot write {target}: {reason_of(cause, target.parent)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -84,7 +84,7 @@ def atomic_link(source: str | os.PathLike[str], target: str | os.PathLike[str]) 
         os.replace(link, target)
         _sync_folder(link.parent)
     except OSError as error:
-        raise RunError(f"cannot write {target}: {_reason(error, link.parent)}") from error
+        raise RunError(f"cannot write {target}: {reason_of(error, link.parent)}") from error
     finally:
         with contextlib.suppress(OSError):
             link.unlink()  # to rename one name of a file to another one does nothing
@@ -125,7 +125,7 @@ class RunLock:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise InputError(f"cannot open {path}: {_reason(error, self.out_dir)}") from None
+            raise InputError(f"cannot open {path}: {reason_of(error, self.out_dir)}") from None
         try:
             self._lock(fd)
         except BaseException:
@@ -175,6 +175,50 @@ class RunLock:
         self.release()
 
 
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike[str], notice: str) -> Iterator[None]:
+    """One process at a time, by the kernel's lock on a file that is made for this; the others wait.
+
+    The file is gone afterwards, unless the process was killed; what it leaves is in nobody's way.
+
+    Args:
+        path: the file; its folder exists.
+        notice: is logged when there is something to wait for.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    fd = _take(path, notice)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(fd)
+
+
+def _take(path: str | os.PathLike[str], notice: str) -> int:
+    """The descriptor of the locked file at ``path``."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info(notice)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s: this file system has no locks (%s)", path, error.strerror)
+            return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        os.close(fd)  # who held it has removed it meanwhile: whoever comes next makes another file
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
 
@@ -210,7 +254,8 @@ def _os_error(error: BaseException) -> OSError | None:
     return link
 
 
-def _reason(error: OSError, folder: Path) -> str:
+def reason_of(error: OSError, folder: Path) -> str:
+    """What the system says, with the room there is where that is the reason."""
     reason = error.strerror or str(error)
     if error.errno in _OUT_OF_SPACE:
         with contextlib.suppress(OSError):

@@ -7,20 +7,24 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar with the values it is given, images per second and the time left; nothing where nobody watches.
+    """A bar with the values it is given, images (or bytes) per second and the time left; nothing where nobody watches.
 
     Args:
-        total: images in all.
+        total: images in all; 0 if nobody knows.
         description: what is going on, such as ``epoch 3/10``.
         enabled: whether to draw; None for whether standard error is a terminal. Rank 0 only, please.
         initial: images that were done before, in a resumed epoch.
+        unit: what is counted: ``img``, or ``B`` for bytes, which are shown as kiB, MiB ...
     """
 
-    def __init__(self, total: int, description: str, enabled: bool | None = None, initial: int = 0) -> None:
+    def __init__(
+        self, total: int, description: str, enabled: bool | None = None, initial: int = 0, unit: str = "img"
+    ) -> None:
         if enabled is None:
             enabled = sys.stderr.isatty()
         self._bar = tqdm(
-            total=total, desc=description, initial=initial, disable=not enabled, unit=" img", leave=False,
+            total=total, desc=description, initial=initial, disable=not enabled, leave=False,
+            unit=unit if unit == "B" else f" {unit}", unit_scale=unit == "B", unit_divisor=1024,
             dynamic_ncols=True, file=sys.stderr,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {rate_fmt}, {remaining} left{postfix}",
         )  # fmt: skip

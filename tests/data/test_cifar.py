@@ -217,3 +217,18 @@ def test_real_cifar100(real_data):
     assert torch.bincount(val.labels).tolist() == [50] * 100
     means = train.images.double().mean((0, 2, 3)) / 255
     assert means.tolist() == pytest.approx(train.mean, abs=2e-3)
+
+
+def test_an_archive_does_not_write_elsewhere(tmp_path, server, monkeypatch):
+    folder, address = server
+    (tmp_path / "evil").write_text("x")
+    archive = folder / "cifar.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "evil", "../../evil-from-archive")
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    source = download.Source((address,), ((archive.name, md5),), archive=True)
+    monkeypatch.setitem(download.SOURCES, "cifar10", lambda: source)
+    root = tmp_path / "a" / "b" / "root"
+    with pytest.raises(InputError, match=r"the download failed: .*outside the destination"):
+        DATASETS.get("cifar10")(str(root), "train")
+    assert not list(tmp_path.rglob("evil-from-archive"))
