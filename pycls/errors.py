@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that had started cannot go on: a disk is full, the loss is not finite, another rank died."""
+
+
+class DamagedFile(InputError):
+    """The file is not, or no longer, what was written."""

@@ -14,10 +14,10 @@ from pycls.engine import open_set, plots, reports
 from pycls.engine.checkpoints import load_model_state, model_state
 from pycls.engine.evaluate import Evaluation, evaluate, precise_batch_norm
 from pycls.engine.reporter import Reporter
-from pycls.engine.state_file import DamagedFile, better_weights, load_state, load_weights, save_weights
+from pycls.engine.state_file import better_weights, load_state, load_weights, save_weights
 from pycls.engine.timing import time_steps
 from pycls.engine.trainer import Stopped, Trainer
-from pycls.errors import InputError, RunError
+from pycls.errors import DamagedFile, InputError, RunError
 from pycls.models.complexity import complexity
 from pycls.runtime.board import Board
 from pycls.runtime.devices import has_fast_bf16

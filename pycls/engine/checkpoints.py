@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycls.engine.state_file import DamagedFile, load_state, save_state
-from pycls.errors import InputError
+from pycls.engine.state_file import load_state, save_state
+from pycls.errors import DamagedFile, InputError
 from pycls.runtime.files import atomic_link
 
 logger = logging.getLogger(__name__)

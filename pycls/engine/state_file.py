@@ -16,16 +16,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pycls.errors import InputError
+from pycls.engine.torch_file import is_torch_file, load_torch_weights
+from pycls.errors import DamagedFile, InputError
 from pycls.runtime.files import atomic_write
 
 FORMAT = "pycls-state-1"
 _TENSOR = "__tensor__"
 _MAP = "__map__"
-
-
-class DamagedFile(InputError):
-    """The file is not, or no longer, what was written."""
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -60,7 +57,7 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safetensors.safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedFile(f"{path} is damaged, or no safetensors file ({error})") from None
+        raise DamagedFile(f"{path} is damaged, or no file of weights ({error})") from None
 
 
 def _state(path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -121,12 +118,17 @@ def save_weights(path: str | Path, weights: Mapping[str, Tensor], about: Mapping
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, what is known of them) from :func:`save_weights`'s file or from a checkpoint (its best weights).
+    """(weights, what is known of them) from a file of weights or a checkpoint (its best weights); all on the CPU.
+
+    Ours are safetensors; so may others' be, or PyTorch's own files, of which nothing is run.
 
     Raises:
         DamagedFile: truncated, changed, or never such a file.
-        InputError: no such file.
+        InputError: no such file, or one that asks to run code.
     """
+    path = Path(path)
+    if path.is_file() and is_torch_file(path):
+        return load_torch_weights(path)
     metadata, tensors = _read(path)
     if metadata.get("format") == FORMAT:
         state = _state(path, metadata, tensors)

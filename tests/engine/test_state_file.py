@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pycls.engine.checkpoints import Checkpoints, load_model_state, model_state
-from pycls.engine.state_file import DamagedFile, better_weights, load_state, load_weights, save_state, save_weights
-from pycls.errors import InputError
+from pycls.engine.state_file import better_weights, load_state, load_weights, save_state, save_weights
+from pycls.errors import DamagedFile, InputError
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
           torch.uint8, torch.bool]  # fmt: skip
