@@ -2,7 +2,7 @@
 
 pycls's rules (its ``*_cx`` functions), by which the Model Zoo's tables were made, for one image:
 
-- a convolution: flops k_h k_w w_in w_out h w / groups (+ w_out with a bias), acts w_out h w, with h, w of its output;
+- a convolution: flops k_h k_w w_in w_out h w / groups (+ w_out h w with a bias), acts w_out h w, with h, w of its output;
 - a linear layer: flops w_in w_out (+ w_out with a bias) and acts w_out, at each position it is applied to;
 - max and average pooling with a window: acts w h w. Normalisation, activations and global pooling: nothing.
 
@@ -84,7 +84,7 @@ def _conv(layer: Any, output: Tensor) -> tuple[int, int]:
     flops = acts * layer.in_channels // layer.groups
     for side in layer.kernel_size:
         flops *= side
-    return flops + (0 if layer.bias is None else layer.out_channels), acts
+    return flops + (0 if layer.bias is None else acts), acts
 
 
 def _linear(layer: Any, output: Tensor) -> tuple[int, int]:

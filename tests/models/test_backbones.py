@@ -18,6 +18,8 @@ LIGHT: dict[str, dict[str, object]] = {
                "se_r": 0.5},
     "effnet": {"stem_w": 16, "depths": (1, 2), "widths": (16, 24), "exp_ratios": (1, 4), "strides": (1, 2),
                "kernels": (3, 5), "head_w": 48},
+    "densenet": {"depth": 16, "growth_rate": 8},
+    "vit": {"patch_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64},
 }  # fmt: skip
 """Options that keep a test fast where the defaults are heavy, or that have no defaults."""
 
@@ -46,6 +48,10 @@ def works_at(name: str) -> int:
 def test_features_or_a_clear_refusal(name: str, image_size: int, in_channels: int) -> None:
     if image_size < works_at(name):
         with pytest.raises(ValueError, match=f"at least .* these are {image_size} x {image_size}"):
+            build(name, in_channels, image_size)
+        return
+    if name == "vit" and image_size % 4:
+        with pytest.raises(ValueError, match=f"multiple of patch_size 4, not {image_size}"):
             build(name, in_channels, image_size)
         return
     net = build(name, in_channels, image_size).eval()
@@ -127,14 +133,15 @@ def test_every_option_is_plain_typed_and_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in MODELS.names() if "bn_eps" in inspect.signature(MODELS.get(n)).parameters])
 def test_batch_norm_settings_reach_every_batch_norm(name: str) -> None:
-    options = {"batch_norm": True} if name == "lenet5" else {}
+    stem = {"stem_type": "conv", "c_stem_kernels": (3, 1), "c_stem_strides": (4, 1), "c_stem_dims": (8, 32)}
+    options = {"lenet5": {"batch_norm": True}, "vit": stem}.get(name, {})
     net = build(name, 3, 64, bn_eps=2e-3, bn_mom=0.25, **options)
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert {(m.eps, m.momentum) for m in norms} == {(2e-3, 0.25)}
 
 
-@pytest.mark.parametrize("name", ["lenet5", "lenetspp", "lsoftmax_mnist", "lsoftmax_fig2"])
+@pytest.mark.parametrize("name", ["lenet5", "lenetspp", "lsoftmax_mnist", "lsoftmax_fig2", "vit"])
 def test_another_size_than_the_nets_own_is_named(name: str) -> None:
     net = build(name, 1, 28).eval()
     with pytest.raises(ValueError, match=r"\(1, 28, 28\), these have shape \(1, 32, 32\)"):

@@ -42,7 +42,7 @@ def test_pyclss_numbers(depth: int, options: dict[str, int], flops: int, params:
 
 def test_by_hand() -> None:
     net = nn.Sequential(
-        nn.Conv2d(4, 6, 3, padding=1, groups=2),  # 9 x 4 x 6 x 100 / 2 + 6 = 10,806; 600 acts
+        nn.Conv2d(4, 6, 3, padding=1, groups=2),  # 9 x 4 x 6 x 100 / 2 + 600 = 11,400; 600 acts
         nn.BatchNorm2d(6),
         nn.ReLU(),
         nn.MaxPool2d(2),  # 6 x 25 = 150 acts
@@ -52,7 +52,7 @@ def test_by_hand() -> None:
         nn.Linear(5, 7),  # 35 + 7; 7 acts
     )
     params = (6 * 2 * 9 + 6) + 12 + 90 + 42
-    assert complexity(net, 4, 10) == (10_806 + 540 + 42, params, 600 + 150 + 30 + 7)
+    assert complexity(net, 4, 10) == (11_400 + 540 + 42, params, 600 + 150 + 30 + 7)
 
 
 def test_a_layer_used_twice_costs_twice_and_is_stored_once() -> None:
