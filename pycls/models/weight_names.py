@@ -1,0 +1,194 @@
+"""The same weights under other names: a state dict of ours, of the public pycls, or of torchvision.
+
+Which names go together follows from the model, so that a name too many, one too few or another shape is found. Numbers
+are never changed: all three keep every weight in the same order. Only a first version of pycls's ViT had its attention
+under PyTorch's names and its positions as [L, 1, D]; it is read as well.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from pycls.errors import InputError
+from pycls.models.anynet import AnyNet
+from pycls.models.classifier import Classifier
+from pycls.models.densenet import DenseNet
+from pycls.models.efficientnet import EffNet
+from pycls.models.residual import BottleneckTransform
+from pycls.models.resnets import ResNet
+from pycls.models.vit import ViT
+
+Form = Literal["ours", "pycls", "torchvision"]
+FORMS: tuple[Form, ...] = ("ours", "pycls", "torchvision")
+
+_OWN = ("head.steps",)
+"""What only we keep: a head's count of training steps."""
+
+_HEAD = re.compile(r"head\.similarity\.(weight|bias)")
+_ATTENTION = re.compile(r"self_attention\.(?:block\.in_proj_|block\.(out_proj)\.)(weight|bias)")
+
+
+def to_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dict[str, Tensor]:
+    """A whole model's weights under our names, for ``model.load_state_dict(..., strict=True)``.
+
+    Args:
+        weights: state dict in the given form.
+        model: the model that they are for; its values do not matter, and it may be on the meta device.
+        form: ``ours``, ``pycls`` or ``torchvision``.
+
+    Raises:
+        InputError: names that are missing or unknown, or shapes that are not the model's, each with the first few; or a
+            model that the form does not have.
+    """
+    if form == "pycls" and isinstance(model.backbone, ViT):
+        weights = _first_vit(weights)
+    renamed = _rename(weights, {theirs: ours for ours, theirs in names(model, form).items()}, f"{form}'s names")
+    own = model.state_dict()
+    wrong = [
+        f"{name} is {list(tensor.shape)} and should be {list(own[name].shape)}"
+        for name, tensor in renamed.items()
+        if tensor.shape != own[name].shape
+    ]
+    if wrong:
+        raise InputError(f"these weights are for another model: {_some(wrong)}")
+    return renamed | {name: own[name] for name in _OWN if name in own and name not in renamed and not own[name].is_meta}
+
+
+def from_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dict[str, Tensor]:
+    """A whole model's weights under the names of ``form``. Arguments and errors are those of :func:`to_ours`."""
+    return _rename(weights, names(model, form), "our names", skip=_OWN if form != "ours" else ())
+
+
+def names(model: Classifier, form: Form) -> dict[str, str]:
+    """Our name of each parameter and buffer of a model -> its name in ``form``.
+
+    Raises:
+        InputError: the form has no such model.
+    """
+    ours = list(model.state_dict())
+    if form == "ours":
+        return {name: name for name in ours}
+    backbone = model.backbone
+    rename = _pycls(backbone) if form == "pycls" else _torchvision(backbone)
+    head = [name for name in ours if name.startswith("head.") and name not in _OWN]
+    if rename is None:
+        raise InputError(f"{form} has no model such as this {type(backbone).__name__}")
+    if sorted(head) != ["head.similarity.bias", "head.similarity.weight"]:
+        raise InputError(f"{form} has the linear layer of a softmax head only; this model's head has {', '.join(head)}")
+    return {name: rename(name.removeprefix("backbone.")) for name in ours if name not in _OWN}
+
+
+def _rename(
+    weights: Mapping[str, Tensor], mapping: Mapping[str, str], what: str, skip: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    given = weights.keys() - set(skip)
+    missing, unknown = sorted(mapping.keys() - given - set(_OWN)), sorted(given - mapping.keys())
+    if missing or unknown:
+        parts = [f"{kind} {_some(found)}" for kind, found in (("missing", missing), ("unknown", unknown)) if found]
+        raise InputError(f"these weights are for another model, or not in {what}: {'; '.join(parts)}")
+    return {mapping[name]: weights[name] for name in weights if name in mapping}
+
+
+def _some(entries: list[str], shown: int = 3) -> str:
+    rest = f" and {len(entries) - shown} more" if len(entries) > shown else ""
+    return ", ".join(entries[:shown]) + rest
+
+
+# --- pycls
+
+
+def _pycls(backbone: object) -> Callable[[str], str] | None:
+    """Our name without ``backbone.`` -> pycls's. What is before its last linear layer is the backbone's here."""
+    if not isinstance(backbone, ResNet | AnyNet | EffNet | ViT):
+        return None
+    linear = "head.head_fc" if isinstance(backbone, ViT) else "head.fc"
+    return lambda name: re.sub(r"^head_conv\.", "head.", _HEAD.sub(rf"{linear}.\1", name))
+
+
+def _first_vit(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ViT of pycls's first version as one of its last."""
+    renamed = {_ATTENTION.sub(lambda m: f"self_attention.{m[1] or 'attn_proj'}.{m[2]}", n): w for n, w in weights.items()}
+    positions = renamed.get("pos_embedding")
+    if positions is not None and positions.ndim == 3 and positions.shape[1] == 1 < positions.shape[0]:
+        renamed["pos_embedding"] = positions.transpose(0, 1)
+    return renamed
+
+
+# --- torchvision
+
+
+def _torchvision(backbone: object) -> Callable[[str], str] | None:
+    """Our name without ``backbone.`` -> torchvision's."""
+    if isinstance(backbone, ResNet | AnyNet) and _is_resnet(backbone):
+        return _torchvision_resnet
+    if isinstance(backbone, AnyNet):
+        return _torchvision_regnet
+    if isinstance(backbone, EffNet):
+        return _EffNetNames(backbone)
+    if isinstance(backbone, DenseNet):
+        return lambda name: _HEAD.sub(r"classifier.\1", name)
+    if isinstance(backbone, ViT):
+        return _torchvision_vit
+    return None
+
+
+def _is_resnet(backbone: ResNet | AnyNet) -> bool:
+    """Whether it is a ResNet of torchvision's, by its stem. Raises ``InputError`` for one that strides elsewhere."""
+    for module in backbone.modules():
+        if isinstance(module, BottleneckTransform) and module.a.stride != (1, 1):
+            raise InputError("torchvision's ResNets stride on the 3 x 3: this model needs RESNET.STRIDE_1X1 False")
+    return hasattr(backbone.stem, "pool")
+
+
+def _torchvision_resnet(name: str) -> str:
+    name = re.sub(r"^stem\.(conv|bn)\.", r"\g<1>1.", _HEAD.sub(r"fc.\1", name))
+    block = re.match(r"s(\d+)\.b(\d+)\.(.+)$", name)
+    if block is None:
+        return name
+    inner = re.sub(r"^proj\.", "downsample.0.", re.sub(r"^bn\.", "downsample.1.", block[3]))
+    inner = re.sub(r"^f\.([abc])(_bn)?\.", lambda m: f"{'bn' if m[2] else 'conv'}{'abc'.index(m[1]) + 1}.", inner)
+    return f"layer{block[1]}.{int(block[2]) - 1}.{inner}"
+
+
+def _torchvision_regnet(name: str) -> str:
+    name = re.sub(r"^stem\.(conv|bn)\.", lambda m: f"stem.{int(m[1] == 'bn')}.", _HEAD.sub(r"fc.\1", name))
+    block = re.match(r"s(\d+)\.b(\d+)\.(.+)$", name)
+    if block is None:
+        return name
+    inner = re.sub(r"^(proj|bn)\.", lambda m: f"proj.{int(m[1] == 'bn')}.", block[3])
+    inner = re.sub(r"^f\.([abc])(_bn)?\.", lambda m: f"f.{m[1]}.{1 if m[2] else 0}.", inner)
+    inner = re.sub(r"^f\.se\.f_ex\.([02])\.", lambda m: f"f.se.fc{1 if m[1] == '0' else 2}.", inner)
+    return f"trunk_output.block{block[1]}.block{block[1]}-{int(block[2]) - 1}.{inner}"
+
+
+class _EffNetNames:
+    """torchvision numbers the layers of a block, and a block without an expansion has one layer fewer."""
+
+    def __init__(self, backbone: EffNet) -> None:
+        self.last = len(backbone.stages) + 1
+        self.expanded = {prefix for prefix, module in backbone.named_modules() if getattr(module, "has_exp", False)}
+
+    def __call__(self, name: str) -> str:
+        name = _HEAD.sub(r"classifier.1.\1", name)
+        name = re.sub(r"^stem\.(conv|bn)\.", lambda m: f"features.0.{int(m[1] == 'bn')}.", name)
+        name = re.sub(r"^head_conv\.conv(_bn)?\.", lambda m: f"features.{self.last}.{1 if m[1] else 0}.", name)
+        block = re.match(r"(s(\d+)\.b(\d+))\.(\w+?)(_bn)?\.(.+)$", name)
+        if block is None:
+            return name
+        layer = ("exp", "dwise", "se", "lin_proj").index(block[4]) - (block[1] not in self.expanded)
+        if block[4] == "se":
+            inner = re.sub(r"^f_ex\.([02])\.", lambda m: f"fc{1 if m[1] == '0' else 2}.", block[6])
+        else:
+            inner = f"{1 if block[5] else 0}.{block[6]}"
+        return f"features.{block[2]}.{int(block[3]) - 1}.block.{layer}.{inner}"
+
+
+def _torchvision_vit(name: str) -> str:
+    name = _HEAD.sub(r"heads.head.\1", name)
+    name = re.sub(r"^stem\.patchify\.", "conv_proj.", name)
+    name = re.sub(r"^pos_embedding$", "encoder.pos_embedding", name)
+    name = re.sub(r"^encoder\.block_(\d+)\.", r"encoder.layers.encoder_layer_\1.", name)
+    name = re.sub(r"self_attention\.attn_proj\.", "self_attention.in_proj_", name)
+    return re.sub(r"mlp_block\.linear_([12])\.", lambda m: f"mlp.{0 if m[1] == '1' else 3}.", name)
