@@ -82,7 +82,20 @@ def num_classes(cfg: CfgNode, dataset: Dataset) -> int:
     return int(classes)
 
 
-def build_model(cfg: CfgNode, in_channels: int, image_size: int, classes: int, labels: Tensor | None = None) -> Classifier:
+def input_of(cfg: CfgNode) -> tuple[int, int, int]:
+    """Channels and side of the images, and the number of classes, of the training data, or by the options without them."""
+    try:
+        dataset = build_dataset(cfg, cfg.TRAIN.SPLIT)
+        return dataset.channels, image_size(cfg, dataset), num_classes(cfg, dataset)
+    except InputError:
+        if not (cfg.MODEL.NUM_CLASSES and cfg.TRAIN.IM_SIZE):
+            raise  # without the data only the options can say
+        return 3, cfg.TRAIN.IM_SIZE, cfg.MODEL.NUM_CLASSES
+
+
+def build_model(
+    cfg: CfgNode, in_channels: int, image_size: int, classes: int, labels: Tensor | None = None, storage: bool = True
+) -> Classifier:
     """The classifier.
 
     Args:
@@ -91,9 +104,10 @@ def build_model(cfg: CfgNode, in_channels: int, image_size: int, classes: int, l
         image_size: side of an image.
         classes: K.
         labels: of the training set, for heads that need its class counts. None where the counts come with the weights.
+        storage: False for a backbone without weights (on the meta device), to be described and not to be run.
     """
     counts = class_counts(labels, classes) if labels is not None else torch.ones(classes, dtype=torch.int64)
-    with user_errors(cfg.MODEL.TYPE):
+    with user_errors(cfg.MODEL.TYPE), contextlib.nullcontext() if storage else torch.device("meta"):
         backbone = MODELS.get(cfg.MODEL.TYPE)(
             **config.model_arguments(cfg, in_channels=in_channels, image_size=image_size)
         )

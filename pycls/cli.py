@@ -10,7 +10,7 @@ from typing import NoReturn
 from pycls.errors import InputError, RunError
 from pycls.runtime.worker import LAUNCHER_PID, is_worker, leave, report_error, start_worker
 
-MODES = ("train", "test", "time", "info")
+MODES = ("train", "test", "time", "info", "scale")
 EXAMPLES = """\
 examples:
   run_net.py --cfg configs/digits/lenet5_softmax.yaml
@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="run_net.py",
-        description="Train, test, time or describe the classifier that a YAML file names.",
+        description="Train, test, time, describe or scale the classifier that a YAML file names.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

@@ -17,7 +17,7 @@ from pycls.engine.reporter import Reporter
 from pycls.engine.state_file import better_weights, load_state, load_weights, save_weights
 from pycls.engine.timing import time_steps
 from pycls.engine.trainer import Stopped, Trainer
-from pycls.errors import DamagedFile, InputError, RunError
+from pycls.errors import DamagedFile, RunError
 from pycls.models.complexity import complexity
 from pycls.runtime.board import Board
 from pycls.runtime.devices import has_fast_bf16
@@ -25,6 +25,7 @@ from pycls.runtime.distributed import Ranks, barrier, ranks_from_env
 from pycls.runtime.files import atomic_write, make_out_dir
 from pycls.runtime.launch import launch_local
 from pycls.runtime.log import log_json_stats, setup_logging
+from pycls.scaling import scale as scale
 
 logger = logging.getLogger(__name__)
 
@@ -249,19 +250,12 @@ def _report(cfg: CfgNode, name: str, result: dict[str, Any], text: str) -> None:
 
 def info(cfg: CfgNode) -> int:
     """Prints the options, the model, and its parameters, multiply-adds and activations. Returns the exit code."""
-    try:
-        dataset = build.build_dataset(cfg, cfg.TRAIN.SPLIT)
-        classes, channels, size = build.num_classes(cfg, dataset), dataset.channels, build.image_size(cfg, dataset)
-    except InputError:
-        if not (cfg.MODEL.NUM_CLASSES and cfg.TRAIN.IM_SIZE):
-            raise  # without the data only the options can say
-        classes, channels, size = cfg.MODEL.NUM_CLASSES, 3, cfg.TRAIN.IM_SIZE
-    model = build.build_model(cfg, channels, size, classes)
-    counts = complexity(model, channels, size)
+    channels, size, classes = build.input_of(cfg)
+    model = build.build_model(cfg, channels, size, classes, storage=False)
     print(config.dump(cfg))
     print(model)
     print(f"\nimages {channels} x {size} x {size}, features {model.backbone.feature_dim}, classes {classes}")
-    print(f"params {counts.params:,}   flops {counts.flops:,} (multiply-adds)   activations {counts.acts:,}")
+    print(complexity(model, channels, size))
     return 0
 
 

@@ -21,13 +21,14 @@ ROOMS = {
     "config": {"errors", "registry", "config"},
     "build": {"errors", "registry", "runtime", "models", "heads", "data", "engine", "config"},
     "launching": {"errors", "runtime", "engine", "config"},
-    "run": {"", "errors", "runtime", "models", "engine", "config", "build", "launching"},
+    "scaling": {"runtime", "models", "config", "build"},
+    "run": {"", "errors", "runtime", "models", "engine", "config", "build", "launching", "scaling"},
     "cli": {"errors", "runtime", "config", "run"},
     "tools": {"cli"},
     "": {"heads", "models"},  # pycls itself: the library's few names
 }
 PAGE = ROOT / "docs" / "architecture.md"
-SEE_CONFIG = {"config", "build", "launching", "run", "cli"}
+SEE_CONFIG = {"config", "build", "launching", "scaling", "run", "cli"}
 LIGHT = {"", "errors", "registry", "config", "cli", "tools"}
 """Rooms that must not import torch: a mistake is reported before that would cost seconds."""
 

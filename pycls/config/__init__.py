@@ -162,6 +162,11 @@ def model_arguments(cfg: CfgNode, **supplied: Any) -> dict[str, Any]:
     return _section_arguments(cfg, MODELS, cfg.MODEL.TYPE, shared | supplied)
 
 
+def model_section(name: str) -> str:
+    """The section of a model's own options."""
+    return section_of(MODELS.get(name), name)
+
+
 def dataset_arguments(cfg: CfgNode, name: str, **supplied: Any) -> dict[str, Any]:
     """Keyword arguments for ``DATASETS.get(name)``; ``supplied``: ``root``, ``split``, a ``download`` of one's own."""
     return _section_arguments(cfg, DATASETS, name, {"download": cfg.DATA.DOWNLOAD} | supplied)

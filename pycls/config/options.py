@@ -38,6 +38,9 @@ CORE: dict[str, Option] = {
     "MODEL.NUM_CLASSES": Option(0, "number of classes; 0 for as many as the training set has", low=0),
     "MODEL.ACTIVATION_FUN": Option("", "activation function of resnet, anynet, regnet and effnet; empty for the net's own",
                                    choices=("", "relu", "silu", "swish", "gelu")),
+    "MODEL.SCALING_TYPE": Option("", "--mode scale: the axes to scale, of depth, width, group width and resolution, such as "
+                                 "dw or d1_w8_g8_r1"),
+    "MODEL.SCALING_FACTOR": Option(1.0, "--mode scale: how many times the multiply-adds", low=0),
     "MODEL.COMPILE": Option(False, "compile the training step's forward and backward with torch.compile"),
     "MODEL.CHANNELS_LAST": Option(True, "keep images and convolution weights in channels-last memory order"),
     "HEAD.NAME": Option("softmax", "the head, by name; empty when it is spelled out by its parts"),
@@ -137,7 +140,7 @@ CORE: dict[str, Option] = {
 }
 
 IRRELEVANT_TO_RESULT = frozenset({
-    "DATA.*", "DATA_LOADER.*", "DESC", "IMPORTS", "LOG_PERIOD", "LOG_SAMPLES", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS",
-    "OUT_DIR", "PREC_TIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
+    "DATA.*", "DATA_LOADER.*", "DESC", "IMPORTS", "LOG_PERIOD", "LOG_SAMPLES", "MODEL.SCALING_*", "NUM_GPUS",
+    "NUM_PROCS", "NUM_THREADS", "OUT_DIR", "PREC_TIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
 })
 """Patterns of options that may differ between two runs of the same training: where, how fast and what is written."""

@@ -26,6 +26,9 @@ class Complexity(NamedTuple):
     params: int
     acts: int
 
+    def __str__(self) -> str:
+        return f"params {self.params:,}   flops {self.flops:,} (multiply-adds)   activations {self.acts:,}"
+
 
 def complexity(model: nn.Module, in_channels: int, image_size: int) -> Complexity:
     """Counts a model for one image of [in_channels, image_size, image_size].

@@ -1,7 +1,7 @@
 """Compound scaling: a net grown along depth, width, group width and image side at once.
 
-Tan and Le, "EfficientNet", ICML 2019; Dollár, Singh and Girshick, "Fast and Accurate Model Scaling", CVPR 2021, section 3
-and appendix, with pycls's roundings.
+Tan and Le, "EfficientNet", ICML 2019; Dollar, Singh and Girshick, "Fast and Accurate Model Scaling", CVPR 2021, with
+pycls's roundings.
 """
 
 import math

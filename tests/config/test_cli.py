@@ -102,7 +102,7 @@ def test_exit_codes_of_a_run(
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-h"]) == 0 == cli.main(["--help"])
     text = capsys.readouterr().out
-    assert "--mode {train,test,time,info}" in text and "--help-options" in text and "examples:" in text
+    assert "--mode {train,test,time,info" in text and "--help-options" in text and "examples:" in text
     assert cli.main([]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "usage: run_net.py" in captured.err
