@@ -95,7 +95,7 @@ TABLE: dict[str, Spelling] = {
     "DATA_LOADER.MODE": Spelling(why="there is one loader"),
     "PREC_TIME.ENABLED": Spelling(why="--mode time measures"),
     "PREC_TIME.BATCH_SIZE": Spelling(why="--mode time takes batches of TRAIN.BATCH_SIZE"),
-    "CFG_DEST": Spelling(why="the options of a run are in OUT_DIR/config.yaml"),
+    "CFG_DEST": Spelling(why="the options of a run are in OUT_DIR/config.yaml, those of a scaled net in OUT_DIR/scaled.yaml"),
     "LOG_DEST": Spelling(why="log lines go to the terminal and to OUT_DIR/stdout.log"),
     "VERBOSE": Spelling(why="there is one level of detail"),
     "DIST_BACKEND": Spelling(why="it is NCCL on GPUs and gloo on CPUs"),
@@ -124,7 +124,7 @@ def translate(given: Given) -> tuple[Given, list[str]]:
         InputError: for an option that is given in both spellings, by the same file or the same command line.
     """
     result, notices = dict(given), []
-    if "CFG_DEST" in given:
+    if "CFG_DEST" in given and not given["CFG_DEST"].is_override:  # only pycls itself writes it into a file
         notices += _drop_sections(result)
     for old, located, spelling in _used(dict(result)):
         reason = spelling.why if not spelling.here else spelling.unless(result)
