@@ -9,7 +9,7 @@ from pages import PAGES, ROOT, Block, Workspace, blocks_of, matches, prose_of, w
 from PIL import Image
 
 import pycls
-from pycls.config import components, outline
+from pycls.config import compat, components, outline
 from pycls.config.options import CORE
 from pycls.engine.state_file import load_state, load_weights
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES
@@ -103,8 +103,8 @@ def test_options_of_page_exist(page: Path) -> None:
 
 
 def known_options() -> set[str]:
-    """Every option of every component, those of a head by its name and by its parts."""
-    known = set(CORE) | {key.rpartition(".")[0] for key in CORE}
+    """Every option of every component, those of a head by its name and by its parts; and pycls's other names."""
+    known = {*CORE, *compat.TABLE} | {key.rpartition(".")[0] for key in CORE}
     for registry in (MODELS, DATASETS):
         for name in registry.names():
             section = outline.section_of(registry.get(name), name)
