@@ -20,7 +20,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["pycls", "pycls.*"]),
-    package_data={"pycls": ["py.typed", "data/*.npz"]},
+    package_data={"pycls": ["py.typed", "data/*.npz", "data/*.c"]},
     install_requires=[
         "torch>=2.9",
         "torchvision>=0.24",

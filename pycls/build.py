@@ -5,6 +5,7 @@ Nothing below this file sees a config node. A constructor's ``ValueError`` becom
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ from pycls.data.dataset import (
     class_counts,
     resolve_root,
 )
+from pycls.data.dataset import with_classes as with_classes
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.mix import mix
-from pycls.data.subset import per_class, subset
+from pycls.data.protocol import Drawn, Protocol, draw
+from pycls.data.sampler import make_sampler
+from pycls.data.unreadable import Unreadable, read_record
 from pycls.engine.ema import Ema
 from pycls.engine.evaluate import Evaluation, evaluate
 from pycls.engine.optim import Decay, Schedule, make_optimizer, parameter_groups
@@ -56,9 +60,22 @@ def build_dataset(cfg: CfgNode, split: str, name: str = "") -> Dataset:
         root = str(resolve_root(cfg.DATA.ROOT))
         dataset = DATASETS.get(name)(**config.dataset_arguments(cfg, name, root=root, split=split))
     assert isinstance(dataset, ArrayDataset | FileDataset)
-    if split == cfg.TRAIN.SPLIT and cfg.TRAIN.IMAGES_PER_CLASS:
-        dataset = subset(dataset, per_class(dataset.labels, cfg.TRAIN.IMAGES_PER_CLASS))
     return dataset
+
+
+def build_training_set(cfg: CfgNode) -> tuple[Dataset, Drawn | None]:
+    """TRAIN.SPLIT of TRAIN.DATASET as the protocol has it (subset, long tail, noise), and what was drawn for that."""
+    tail, noise = cfg.DATA.LONG_TAIL, cfg.DATA.NOISE
+    protocol = Protocol(
+        images_per_class=cfg.TRAIN.IMAGES_PER_CLASS, profile=tail.PROFILE, imbalance=tail.IMBALANCE, largest=tail.LARGEST,
+        smallest=tail.SMALLEST, noise=noise.KIND, rate=noise.RATE, pairs=noise.PAIRS, seed=cfg.DATA.SEED,
+    )  # fmt: skip
+    dataset, drawn = draw(build_dataset(cfg, cfg.TRAIN.SPLIT), protocol)
+    found = drawn.sha256 if drawn is not None else ""
+    if cfg.DATA.HASH not in ("", found):
+        raise InputError(f"DATA.HASH is {cfg.DATA.HASH}, but the training set's is {found or 'none: nothing is drawn'}: these "
+                         "are other data; leave it empty to train on them")  # fmt: skip
+    return dataset, drawn
 
 
 def build_test_set(cfg: CfgNode) -> tuple[Dataset, str]:
@@ -169,21 +186,40 @@ def image_size(cfg: CfgNode, dataset: Dataset) -> int:
 def build_train_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ranks: Ranks) -> TrainLoader:
     """Shuffled and augmented batches."""
     with user_errors("TRAIN"):
+        sampler = make_sampler(
+            cfg.TRAIN.SAMPLER, dataset.labels, cfg.TRAIN.SAMPLES_PER_CLASS, cfg.TRAIN.REPEAT_THRESHOLD
+        )
         return TrainLoader(
-            dataset, cfg.TRAIN.BATCH_SIZE, seed=cfg.RNG_SEED, rank=ranks.rank, world_size=ranks.world_size,
+            dataset, cfg.TRAIN.BATCH_SIZE, sampler=sampler, seed=cfg.RNG_SEED, rank=ranks.rank, world_size=ranks.world_size,
             device=device, channels_last=cfg.MODEL.CHANNELS_LAST, crop_padding=cfg.TRAIN.CROP_PADDING,
             hflip={"auto": None, "on": True, "off": False}[cfg.TRAIN.HFLIP], im_size=cfg.TRAIN.IM_SIZE,
             num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
+            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, cfg.TRAIN.SPLIT),
         )  # fmt: skip
 
 
-def build_eval_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ranks: Ranks) -> EvalLoader:
-    """Every sample once."""
+def _account(cfg: CfgNode, split: str) -> Unreadable:
+    return Unreadable(cfg.DATA.MAX_UNREADABLE, split, unreadable_record(cfg))
+
+
+def unreadable_record(cfg: CfgNode) -> Path:
+    """The file that names the images that could not be read."""
+    return Path(cfg.OUT_DIR) / "unreadable.txt"
+
+
+def count_unreadable(cfg: CfgNode) -> dict[str, int]:
+    """Split -> images of it that could not be read in this run."""
+    return {split: len(reasons) for split, reasons in read_record(unreadable_record(cfg)).items()}
+
+
+def build_eval_loader(cfg: CfgNode, dataset: Dataset, split: str, device: torch.device, ranks: Ranks) -> EvalLoader:
+    """Every sample of the split once."""
     with user_errors("TEST"):
         return EvalLoader(
             dataset, cfg.TEST.BATCH_SIZE, rank=ranks.rank, world_size=ranks.world_size, device=device,
             channels_last=cfg.MODEL.CHANNELS_LAST, im_size=cfg.TRAIN.IM_SIZE, resize=cfg.TEST.IM_SIZE,
             num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
+            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, split),
         )  # fmt: skip
 
 
@@ -228,7 +264,7 @@ def build_judge(
         return None
     dataset = build_dataset(cfg, cfg.TRAIN.EVAL_SPLIT)
     check_num_classes(dataset.labels, classes, dataset.name)
-    loader = build_eval_loader(cfg, dataset, device, ranks)
+    loader = build_eval_loader(cfg, dataset, cfg.TRAIN.EVAL_SPLIT, device, ranks)
     return lambda model: evaluate(model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
 
 
@@ -245,6 +281,7 @@ def build_unknown_loader(cfg: CfgNode, known: Dataset, device: torch.device) -> 
         return EvalLoader(
             dataset, cfg.TEST.BATCH_SIZE, device=device, channels_last=cfg.MODEL.CHANNELS_LAST,
             im_size=image_size(cfg, known), num_workers=cfg.DATA_LOADER.NUM_WORKERS,
+            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, name),
         )  # fmt: skip
 
 

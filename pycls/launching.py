@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import yaml
 from yacs.config import CfgNode
 
 from pycls import config
@@ -76,6 +77,14 @@ def refuse_other_config(cfg: CfgNode) -> None:
     if changes:
         raise InputError(f"{cfg.OUT_DIR} holds a run of another configuration; give another OUT_DIR. "
                          f"The difference (its -> yours): {'; '.join(changes)}")  # fmt: skip
+
+
+def refuse_other_data(cfg: CfgNode, written: str) -> None:
+    """Raises InputError if the training set is not the one that a checkpoint, by its configuration's text, was begun with."""
+    before = yaml.safe_load(written)["DATA"].get("HASH", "")
+    if before != cfg.DATA.HASH:
+        raise InputError(f"{cfg.OUT_DIR} holds a run on another training set (its files have changed since): its DATA.HASH is "
+                         f"{before or 'empty'}, now it is {cfg.DATA.HASH or 'empty'}; give another OUT_DIR")  # fmt: skip
 
 
 def best_in(cfg: CfgNode) -> Path:

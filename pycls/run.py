@@ -55,7 +55,10 @@ def train(cfg: CfgNode) -> int:
 def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> None:
     """Everything is built, and so checked, before the first byte is written to OUT_DIR."""
     setup_logging(None, ranks.rank)
-    dataset, test_set = build.build_dataset(cfg, cfg.TRAIN.SPLIT), build.build_test_set(cfg)
+    dataset, drawn = build.build_training_set(cfg)
+    cfg = config.with_value(cfg, "DATA.HASH", drawn.sha256 if drawn is not None else "")
+    tested_on, test_split = build.build_test_set(cfg)
+    test_set = build.with_classes(tested_on, dataset.class_names), test_split
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
     if cfg.TEST.OPEN_SET:
@@ -64,9 +67,13 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     setup_logging(out_dir, ranks.rank)
     state = trainer.checkpoints.newest(ranks.is_main)
     if state is not None:
+        launching.refuse_other_data(cfg, state["config"])
         trainer.load_state_dict(state, str(trainer.checkpoints.folder))
         trainer.reporter.board.purge_step = trainer.step
         logger.info("continuing from epoch %d, step %d of %d", trainer.epoch + 1, trainer.start, len(trainer.loader))
+    if ranks.is_main and drawn is not None:
+        atomic_write(out_dir / "training_set.npz", drawn.write)
+        logger.info(drawn.describe())
     if ranks.is_main:
         atomic_write(out_dir / launching.CONFIG_FILE, lambda file: file.write(config.dump(cfg).encode()))
     _announce(cfg, trainer, dataset, classes, device)
@@ -107,7 +114,8 @@ def _trainer(
         ranks=ranks,
         reporter=Reporter(Board(out_dir / "tensorboard", cfg.TENSORBOARD and ranks.is_main), ranks.is_main,
                           cfg.OPTIM.MAX_EPOCH, len(loader), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_SPLIT),
-        extra={"config": config.dump(cfg), "versions": {"pycls": pycls.__version__, "torch": torch.__version__}},
+        extra={"config": config.dump(cfg), "versions": {"pycls": pycls.__version__, "torch": torch.__version__},
+               "class_names": list(dataset.class_names)},
         sample_log=_sample_log(out_dir, ranks.rank) if cfg.LOG_SAMPLES else None,
         inspect=build.build_inspector(model) if ranks.is_main else None,
     )  # fmt: skip
@@ -137,33 +145,38 @@ def _finish(
     which = better_weights(state)
     load_model_state(trainer.model, state[which], str(trainer.checkpoints.folder))
     tested_on, split = test_set
-    loader = build.build_eval_loader(cfg, tested_on, device, ranks)
+    loader = build.build_eval_loader(cfg, tested_on, split, device, ranks)
     classes = trainer.model.head.similarity.num_classes
     tested = evaluate(trainer.model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
     if not ranks.is_main:
         return
-    tested["open_set"] = _open_set(cfg, trainer.model, tested_on, device)
+    tested["open_set"] = _open_set(cfg, trainer.model, test_set, device)
     about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "top1_err": tested["top1_err"],
              "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
     save_weights(out_dir / "model.safetensors", model_state(trainer.model), about)
-    drawn = _draw(cfg, out_dir, trainer, tested_on, device)
+    drawn = _draw(cfg, out_dir, trainer, test_set, device)
+    unreadable = build.count_unreadable(cfg)
+    for part, count in unreadable.items():
+        logger.warning("%d images of %s could not be read; %s names them", count, part, build.unreadable_record(cfg))
     log_json_stats({k: v for k, v in tested.items() if not isinstance(v, list | dict)}, "test_epoch")
     result = {
         "epoch": state["epoch"], "weights": which, "chosen_on": cfg.TRAIN.EVAL_SPLIT if chosen else None,
         "history": trainer.history, "test": tested, "test_set": tested_on.name, "test_split": split,
-        "class_names": list(dataset.class_names),
+        "class_names": list(dataset.class_names), "unreadable": unreadable,
     }  # fmt: skip
     reports.write(out_dir / RESULT, result)
     logger.info("\n%s\n", reports.table(result))
     logger.info("in %s: %s", out_dir, ", ".join(["model.safetensors", RESULT, *drawn]))
 
 
-def _open_set(cfg: CfgNode, model: Any, known: build.Dataset, device: torch.device) -> dict[str, Any] | None:
+def _open_set(
+    cfg: CfgNode, model: Any, known: tuple[build.Dataset, str], device: torch.device
+) -> dict[str, Any] | None:
     """How well the known classes' test images are told from those of TEST.OPEN_SET; None if none is asked for."""
     if not cfg.TEST.OPEN_SET:
         return None
-    inside = open_set.score_all(model, build.build_eval_loader(cfg, known, device, Ranks()))
-    outside = open_set.score_all(model, build.build_unknown_loader(cfg, known, device))
+    inside = open_set.score_all(model, build.build_eval_loader(cfg, *known, device, Ranks()))
+    outside = open_set.score_all(model, build.build_unknown_loader(cfg, known[0], device))
     return {"data_set": cfg.TEST.OPEN_SET, "scores": open_set.judge(inside, outside)}
 
 
@@ -179,7 +192,7 @@ def _chosen_state(trainer: Trainer) -> tuple[dict[str, Any], bool]:
 
 
 def _draw(
-    cfg: CfgNode, out_dir: Path, trainer: Trainer, test_set: build.Dataset, device: torch.device
+    cfg: CfgNode, out_dir: Path, trainer: Trainer, test_set: tuple[build.Dataset, str], device: torch.device
 ) -> list[str]:
     """Draws the curves, and the features where they have two dimensions. Returns the names of the files."""
     drawn = []
@@ -188,12 +201,12 @@ def _draw(
         plots.draw_curves(out_dir / "curves.png", trainer.history, title, cfg.TRAIN.EVAL_SPLIT)
         drawn.append("curves.png")
     if trainer.model.backbone.feature_dim == 2:
-        everything = build.build_eval_loader(cfg, test_set, device, Ranks())
+        everything = build.build_eval_loader(cfg, *test_set, device, Ranks())
         features, labels = plots.collect_features(trainer.model, everything)
         similarity = trainer.model.head.similarity
         prototypes = similarity.weight.detach().cpu() if similarity.domain == "distance" else None
-        title = f"{_names(cfg)}, features of {test_set.name}"
-        plots.draw_features(out_dir / "features.png", features, labels, prototypes, list(test_set.class_names), title)
+        title = f"{_names(cfg)}, features of {test_set[0].name}"
+        plots.draw_features(out_dir / "features.png", features, labels, prototypes, list(test_set[0].class_names), title)
         drawn.append("features.png")
     return drawn
 
@@ -207,14 +220,15 @@ def test(cfg: CfgNode) -> int:
         setup_logging(None, ranks.rank)
         weights, about = load_weights(path)
         dataset, split = build.build_test_set(cfg)
+        dataset = build.with_classes(dataset, about.get("class_names") or dataset.class_names)
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(cfg, dataset.channels, build.image_size(cfg, dataset), classes)
         load_model_state(model, weights, str(path))
         model = build.place(cfg, model, device)
-        loader = build.build_eval_loader(cfg, dataset, device, ranks)
+        loader = build.build_eval_loader(cfg, dataset, split, device, ranks)
         tested = evaluate(model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
         if ranks.is_main:
-            tested["open_set"] = _open_set(cfg, model, dataset, device)
+            tested["open_set"] = _open_set(cfg, model, (dataset, split), device)
             result = {"test": tested, "test_set": dataset.name, "test_split": split, "weights": str(path),
                       "epoch": about.get("epoch"), "class_names": list(dataset.class_names)}  # fmt: skip
             _report(cfg, "test.json", result, reports.table(result))
@@ -225,7 +239,7 @@ def time(cfg: CfgNode) -> int:
     """Measures the training step, the test step, the loader, and loader and step together. Returns the exit code."""
     with launching.process_group(cfg) as (device, ranks):
         setup_logging(None, ranks.rank)
-        dataset = build.build_dataset(cfg, cfg.TRAIN.SPLIT)
+        dataset, _ = build.build_training_set(cfg)
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(cfg, dataset.channels, build.image_size(cfg, dataset), classes, dataset.labels)
         model = build.place(cfg, model, device)

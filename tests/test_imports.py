@@ -24,7 +24,7 @@ ROOMS = {
     "scaling": {"runtime", "models", "config", "build"},
     "run": {"", "errors", "runtime", "models", "engine", "config", "build", "launching", "scaling"},
     "cli": {"errors", "runtime", "config", "run"},
-    "tools": {"cli"},
+    "tools": {"cli", "data"},
     "": {"heads", "models"},  # pycls itself: the library's few names
 }
 PAGE = ROOT / "docs" / "architecture.md"

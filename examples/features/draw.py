@@ -56,7 +56,7 @@ def load(out_dir: Path) -> tuple[Any, Tensor, Tensor]:
     model = build.build_model(cfg, dataset.channels, size, classes)
     weights, _ = load_weights(out_dir / "model.safetensors")
     load_model_state(model, weights, str(out_dir))
-    batches = build.build_eval_loader(cfg, dataset, torch.device("cpu"), Ranks())
+    batches = build.build_eval_loader(cfg, dataset, "test", torch.device("cpu"), Ranks())
     return model, *collect_features(model, batches)
 
 

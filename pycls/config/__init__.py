@@ -198,6 +198,15 @@ def part_arguments(registry: Registry, node: Mapping[str, Any], **supplied: Any)
     return components.component_arguments(registry, node["NAME"], node, supplied)
 
 
+def with_value(cfg: CfgNode, key: str, value: Any) -> CfgNode:
+    """A copy of the tree in which one option, by dotted key, has this value."""
+    copy = cfg.clone()
+    copy.defrost()
+    copy.merge_from_list([key, value])
+    copy.freeze()
+    return copy
+
+
 def import_outside(cfg: CfgNode) -> None:
     """Import the modules of ``IMPORTS``, in a process that did not load the tree itself."""
     import_modules(cfg.IMPORTS)

@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+from pycls.config.options import CORE
 from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
 from pycls.registry import MODELS
@@ -24,6 +25,7 @@ def check(values: dict[str, Any], given: dict[str, Located]) -> None:
     _check_splits(values, start("TRAIN.EVAL_SPLIT" if "TRAIN.EVAL_SPLIT" in given else "TRAIN.SPLIT"))
     _check_steps(values, start("OPTIM.STEPS"))
     _check_batch(values, start("TRAIN.BATCH_SIZE"))
+    _check_dependent(values, given)
 
 
 def _check_splits(values: dict[str, Any], start: str) -> None:
@@ -42,6 +44,25 @@ def _check_steps(values: dict[str, Any], start: str) -> None:
         raise InputError(f"{start} has no effect: OPTIM.LR_POLICY is {policy}; it belongs to steps")
     if any(later <= earlier for earlier, later in pairwise([-1, *steps])):
         raise InputError(f"{start}: expected epochs from 0 that increase, found {steps}")
+
+
+DEPENDENT = {
+    "DATA.LONG_TAIL.IMBALANCE": ("DATA.LONG_TAIL.PROFILE", "exponential"),
+    "DATA.LONG_TAIL.LARGEST": ("DATA.LONG_TAIL.PROFILE", "pareto"),
+    "DATA.LONG_TAIL.SMALLEST": ("DATA.LONG_TAIL.PROFILE", "pareto"),
+    "DATA.NOISE.PAIRS": ("DATA.NOISE.KIND", "pairs"),
+    "TRAIN.SAMPLES_PER_CLASS": ("TRAIN.SAMPLER", "class_aware"),
+    "TRAIN.REPEAT_THRESHOLD": ("TRAIN.SAMPLER", "repeat_factor"),
+}
+"""Options that mean something for one choice of another option only."""
+
+
+def _check_dependent(values: dict[str, Any], given: dict[str, Located]) -> None:
+    for key, (chooser, choice) in DEPENDENT.items():
+        if key in given and values[key] != CORE[key].default and values[chooser] != choice:
+            raise InputError(f"{given[key].at(key)} has no effect: {chooser} is {values[chooser]}; it belongs to {choice}")
+    if values["DATA.NOISE.RATE"] and values["DATA.NOISE.KIND"] == "none":
+        raise InputError(f"{given['DATA.NOISE.RATE'].at('DATA.NOISE.RATE')} has no effect: DATA.NOISE.KIND is none")
 
 
 def _check_batch(values: dict[str, Any], start: str) -> None:

@@ -65,6 +65,22 @@ CORE: dict[str, Option] = {
     # --- the data
     "DATA.ROOT": Option("", "folder of the data sets; empty for $PYCLS_DATA, else ./data"),
     "DATA.DOWNLOAD": Option(True, "fetch a missing data set that may be fetched (checksums verified)"),
+    "DATA.MAX_UNREADABLE": Option(100, "images of a split that may be unreadable: each is named in the log and replaced (in "
+                                  "training) or left out (in evaluation); one more ends the run", low=0),
+    "DATA.LONG_TAIL.PROFILE": Option("none", "train on a long tail of the set: exponential (CIFAR-LT), pareto (ImageNet-LT)",
+                                     choices=("none", "exponential", "pareto")),
+    "DATA.LONG_TAIL.IMBALANCE": Option(100.0, "exponential: size of the largest class over that of the smallest", low=1),
+    "DATA.LONG_TAIL.LARGEST": Option(0, "pareto: images of the first class; 0 for as many as the largest class has", low=0),
+    "DATA.LONG_TAIL.SMALLEST": Option(5, "pareto: images of the last class", low=1),
+    "DATA.NOISE.KIND": Option("none", "train on wrong labels: symmetric (any other class), pairs (DATA.NOISE.PAIRS), "
+                              "superclass (another class of the same), blocks (any of five consecutive classes)",
+                              choices=("none", "symmetric", "pairs", "superclass", "blocks")),
+    "DATA.NOISE.RATE": Option(0.0, "probability that a training label is drawn anew", low=0, high=1),
+    "DATA.NOISE.PAIRS": Option([], "pairs: [from, to] classes; empty for each class to the next", types=(list[list[int]],)),
+    "DATA.SEED": Option(0, "seed of the long tail and of the noise, apart from RNG_SEED: runs of other seeds share their data",
+                        low=0),
+    "DATA.HASH": Option("", "SHA-256 of the training set that long tail, noise and subset made: written to the run's "
+                        "config.yaml, compared where it is given"),
     "TRAIN.IMAGES_PER_CLASS": Option(0, "train on so many images of each class, always the same ones; 0 for all", low=0),
     "TRAIN.DATASET": Option("digits", "the data set (--help-options DATA lists them)"),
     "TRAIN.SPLIT": Option("train", "its part to train on; trainval for train and val together"),
@@ -72,6 +88,11 @@ CORE: dict[str, Option] = {
                                choices=("val", "test", "none")),
     "TRAIN.BATCH_SIZE": Option(128, "images in an optimiser step, over all processes", low=1),
     "TRAIN.ACCUM_STEPS": Option(1, "parts the batch is cut into, to save memory (gradient accumulation)", low=1),
+    "TRAIN.SAMPLER": Option("instance", "which samples an epoch shows: each once (instance), classes in turn (class_aware), "
+                            "classes alike, by the square root of their sizes, or rare classes repeated",
+                            choices=("instance", "class_aware", "class_balanced", "square_root", "repeat_factor")),
+    "TRAIN.SAMPLES_PER_CLASS": Option(4, "class_aware: images of a class in a row", low=1),
+    "TRAIN.REPEAT_THRESHOLD": Option(1e-3, "repeat_factor: share of the set from which on a class is not repeated", low=0),
     "TRAIN.IM_SIZE": Option(0, "side of a training image in pixels; 0 for the data set's own", low=0),
     "TRAIN.EVAL_PERIOD": Option(1, "epochs between evaluations; the last epoch is always evaluated", low=1),
     "TRAIN.CHECKPOINT_PERIOD": Option(1, "epochs between checkpoints", low=1),
@@ -96,6 +117,8 @@ CORE: dict[str, Option] = {
     "TEST.WEIGHTS": Option("", "checkpoint or weights to test; empty for the best in OUT_DIR"),
     "TEST.TOP_K": Option(5, "k of the top-k error (at most the number of classes)", low=1),
     "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files", low=0),
+    "DATA_LOADER.DECODER": Option("auto", "of JPEGs: auto compiles a fast one where it can; pillow",
+                                  choices=("auto", "pillow")),
     "DATA_LOADER.PIN_MEMORY": Option(True, "page-locked memory for faster copies to a GPU"),
     # --- the optimisation
     "OPTIM.OPTIMIZER": Option("sgd", "the optimiser", choices=("sgd", "adam", "adamw")),
@@ -140,7 +163,8 @@ CORE: dict[str, Option] = {
 }
 
 IRRELEVANT_TO_RESULT = frozenset({
-    "DATA.*", "DATA_LOADER.*", "DESC", "IMPORTS", "LOG_PERIOD", "LOG_SAMPLES", "MODEL.SCALING_*", "NUM_GPUS",
-    "NUM_PROCS", "NUM_THREADS", "OUT_DIR", "PREC_TIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
+    "DATA.DOWNLOAD", "DATA.HASH", "DATA.MAX_UNREADABLE", "DATA.ROOT", "DATA_LOADER.*", "DESC", "IMPORTS", "LOG_PERIOD",
+    "LOG_SAMPLES", "MODEL.SCALING_*", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS", "OUT_DIR", "PREC_TIME.*", "TENSORBOARD",
+    "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
 })
 """Patterns of options that may differ between two runs of the same training: where, how fast and what is written."""

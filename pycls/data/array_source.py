@@ -24,6 +24,9 @@ class ArraySource:
         settings: how batches are made.
     """
 
+    left_out = 0
+    """Images that could not be read: none."""
+
     def __init__(self, dataset: ArrayDataset, settings: Settings) -> None:
         self._settings = settings
         # The windows overlap, which Apple's backend can only do by copying each of them: there the bytes stay on the
@@ -42,7 +45,7 @@ class ArraySource:
         )
 
     def batches(self, plan: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
-        """The batches with these ids, int64 ``[n]`` each, on the CPU; augmented as of ``epoch`` in training."""
+        """The batches of these draws, int64 ``[n]`` each, on the CPU; augmented as of ``epoch`` in training."""
         if not self._settings.train:
             yield from (self._finish(self._pixels[self._place(ids)], ids) for ids in plan)
         elif plan:
@@ -57,14 +60,15 @@ class ArraySource:
 
     def _augmented(self, plan: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         """Random numbers and addresses are computed for the whole epoch at once: a few large operations, not many."""
-        ids = torch.cat(list(plan))
+        draws = torch.cat(list(plan))
+        ids = draws % len(self._labels)
         sizes = [len(part) for part in plan]
         home = self._pixels.device
-        starts = self._crop_starts(ids, epoch).to(home, non_blocking=True).split(sizes)
-        flipped, counts = self._flip_places(ids, epoch, sizes)
+        starts = self._crop_starts(draws, ids, epoch).to(home, non_blocking=True).split(sizes)
+        flipped, counts = self._flip_places(draws, epoch, sizes)
         flips = flipped.to(home, non_blocking=True).split(counts)
         row, windows = self._row_windows()
-        for part, start, flip in zip(plan, starts, flips, strict=True):
+        for part, start, flip in zip(ids.split(sizes), starts, flips, strict=True):
             pixels = windows.index_select(0, (start[:, None] + row).view(-1)).view(-1, *self._crop_shape())
             if len(flip):
                 columns = 2 if self._settings.channels_last else 3
@@ -75,20 +79,20 @@ class ArraySource:
         side, channels = self._side, self._channels
         return (side, side, channels) if self._settings.channels_last else (channels, side, side)
 
-    def _crop_starts(self, ids: Tensor, epoch: int) -> Tensor:
-        """The address of the first byte of each sample's crop, int64 ``[n]``."""
+    def _crop_starts(self, draws: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        """The address of the first byte of each draw's crop, int64 ``[n]``."""
         places, step = 2 * self._padding + 1, self._channels if self._settings.channels_last else 1
         seed = self._settings.seed
-        top = rng.integers(seed, epoch, ids, rng.TOP, places)
-        left = rng.integers(seed, epoch, ids, rng.LEFT, places)
+        top = rng.integers(seed, epoch, draws, rng.TOP, places)
+        left = rng.integers(seed, epoch, draws, rng.LEFT, places)
         width = self._side + 2 * self._padding
         return ids * (width * width * self._channels) + top * (width * step) + left * step
 
-    def _flip_places(self, ids: Tensor, epoch: int, sizes: list[int]) -> tuple[Tensor, list[int]]:
-        """Positions within their batch of the samples to flip, all batches' in a row, and how many each batch has."""
+    def _flip_places(self, draws: Tensor, epoch: int, sizes: list[int]) -> tuple[Tensor, list[int]]:
+        """Positions within their batch of the draws to flip, all batches' in a row, and how many each batch has."""
         if not self._settings.hflip:
             return torch.empty(0, dtype=torch.int64), [0] * len(sizes)
-        bits = rng.hash64(self._settings.seed, epoch, ids, rng.FLIP)
+        bits = rng.hash64(self._settings.seed, epoch, draws, rng.FLIP)
         places = [(part < 0).nonzero()[:, 0] for part in bits.split(sizes)]
         return torch.cat(places), [len(part) for part in places]
 

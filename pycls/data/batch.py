@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pycls.data.unreadable import Unreadable
+
 
 class Batch(NamedTuple):
     """One process's part of a global batch.
@@ -37,6 +39,8 @@ class Settings:
         seed: of the augmentation.
         num_workers: loading processes for images in files; 0 to load in this one.
         pin_memory: page-locked memory for the copy to a GPU.
+        native: whether the compiled JPEG cutter may be used.
+        unreadable: what becomes of images that cannot be decoded; None to end with the first.
     """
 
     train: bool
@@ -49,3 +53,5 @@ class Settings:
     seed: int = 0
     num_workers: int = 0
     pin_memory: bool = False
+    native: bool = True
+    unreadable: Unreadable | None = None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pycls.data.dataset import ArrayDataset, Split, check_split, resolve_root, select_split
 from pycls.data.download import ensure_files
@@ -147,7 +148,15 @@ def _cifar(layout: _Layout, root: str, split: Split, download: bool, val_size: i
         crop_padding=4,
         hflip=True,
         images=images if ids is None else images[ids],
+        superclass=_superclasses(labels, len(layout.class_names)) if labels.shape[1] > 1 and label == 0 else None,
     )
+
+
+def _superclasses(labels: Tensor, num_classes: int) -> Tensor:
+    """Of each class, int64 ``[K]``, from images that have both labels ``[N, 2]``."""
+    superclass = torch.zeros(num_classes, dtype=torch.int64)
+    superclass[labels[:, 0]] = labels[:, 1]
+    return superclass
 
 
 @DATASETS.register("cifar10")

@@ -1,4 +1,4 @@
-"""Cutting square training and evaluation images out of decoded photographs, with Pillow, in the loading processes.
+"""Where training and evaluation images are cut out of photographs.
 
 The training crop is that of Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), as everybody draws it since:
 an area of 8 to 100 % of the image, sides in a ratio of 3/4 to 4/3, ten tries, then the largest centred box that fits.
@@ -6,10 +6,8 @@ an area of 8 to 100 % of the image, sides in a ratio of 3/4 to 4/3, ten tries, t
 
 import math
 
-import numpy as np
-from PIL import Image
-
 from pycls.data import rng
+from pycls.data.cut import Cut
 
 AREA = (0.08, 1.0)
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
@@ -40,31 +38,18 @@ def crop_box(height: int, width: int, seed: int, epoch: int, index: int) -> tupl
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def train_crop(image: np.ndarray, size: int, seed: int, epoch: int, index: int, hflip: bool) -> np.ndarray:
-    """A random crop, resized, and flipped half of the time: uint8 ``[H, W, C]`` -> uint8 ``[size, size, C]``."""
-    left, top, w, h = crop_box(image.shape[0], image.shape[1], seed, epoch, index)
-    crop = _resize(image[top : top + h, left : left + w], size, size)
-    return crop[:, ::-1] if hflip and rng.hash_word(seed, epoch, index, rng.FLIP) >> 63 else crop
+def train_cut(height: int, width: int, seed: int, epoch: int, index: int, hflip: bool) -> Cut:
+    """A random cut of an image of this height and width, in pixels, flipped half of the time if ``hflip``."""
+    left, top, w, h = crop_box(height, width, seed, epoch, index)
+    part = (left, top, left + w, top + h)
+    return Cut(part, part, hflip and bool(rng.hash_word(seed, epoch, index, rng.FLIP) >> 63), finest=1.0)
 
 
-def eval_crop(image: np.ndarray, size: int, resize: int) -> np.ndarray:
-    """The centre: uint8 ``[H, W, C]``, its short side resized to ``resize`` -> uint8 ``[size, size, C]``.
-
-    Only what the cut shows is resized, which is faster than resizing all and differs from it by at most a grey level or
-    so.
-    """
-    height, width = image.shape[:2]
+def eval_cut(height: int, width: int, size: int, resize: int) -> Cut:
+    """The middle ``size`` x ``size`` of an image of this height and width after its short side is resized to ``resize``."""
     short = min(height, width)
     new_h, new_w = max(resize, resize * height // short), max(resize, resize * width // short)
     top, left = round((new_h - size) / 2), round((new_w - size) / 2)
     fx, fy = width / new_w, height / new_h
-    return _resize(image, size, size, (left * fx, top * fy, (left + size) * fx, (top + size) * fy))
-
-
-def _resize(
-    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
-) -> np.ndarray:
-    """Bilinear with antialiasing, of the part of the image in ``box`` (left, top, right, bottom)."""
-    picture = Image.fromarray(np.ascontiguousarray(image if image.shape[2] == 3 else image[:, :, 0]))
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
-    return resized if resized.ndim == 3 else resized[:, :, None]
+    box = (left * fx, top * fy, (left + size) * fx, (top + size) * fy)
+    return Cut(box, (0, 0, width, height), flip=False, finest=2.0)

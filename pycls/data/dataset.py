@@ -1,19 +1,22 @@
 """What a data set is, how a held-out part is cut from it, and where the files of all sets lie."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pycls.data import rng
+from pycls.data.decoding import decode
 from pycls.errors import InputError
 
+AnyDataset = TypeVar("AnyDataset", bound="Dataset")
 Split = Literal["train", "val", "trainval", "test"]
 
 # The held-out parts are a function of the data set alone, never of RNG_SEED: validation numbers of any two runs
@@ -39,6 +42,7 @@ class Dataset:
         std: their standard deviation, one a channel: what it divides by.
         crop_padding: pixels of zero padding for the random crop that suits this set; 0 for no crop.
         hflip: whether a left-right flip leaves the class as it is.
+        superclass: of each class, int64 ``[K]``; None where the set has none.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Dataset:
     std: tuple[float, ...]
     crop_padding: int
     hflip: bool
+    superclass: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
@@ -101,6 +106,19 @@ class FileDataset(Dataset, ABC):
         return f"image {index} of {self.name}"
 
 
+@dataclass
+class EncodedDataset(FileDataset, ABC):
+    """A :class:`FileDataset` of encoded images (JPEG, PNG, ...), 3 channels: of these only what a cut needs is decoded."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The file of image ``index`` as it is. Raises ``OSError``."""
+
+    def load(self, index: int) -> np.ndarray:
+        """Image ``index``, decoded whole."""
+        return decode(self.read(index))
+
+
 def held_out(labels: Tensor, size: int, salt: int = 0) -> tuple[Tensor, Tensor]:
     """Cuts ``size`` samples out of a set, each class in its share, always the same ones.
 
@@ -142,6 +160,30 @@ def check_split(split: str, name: str) -> None:
     """Raises :class:`InputError` unless ``split`` is one of the four."""
     if split not in ("train", "val", "trainval", "test"):
         raise InputError(f"{name} has no split {split!r}; there are: train, val, trainval, test")
+
+
+def with_classes(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
+    """The data set, its labels numbered as the classes ``names`` are, which may be more than its own.
+
+    Classes are the same by their names, or by a WordNet id that a name begins with. Where no name is shared numbers are taken
+    as they are; where only some are, :class:`InputError` is raised. The data set is changed.
+    """
+    if list(dataset.class_names) == list(names):
+        return dataset
+    place = {_identity(name): number for number, name in enumerate(names)}
+    places = [place.get(_identity(name)) for name in dataset.class_names]
+    unknown = [name for name, number in zip(dataset.class_names, places, strict=True) if number is None]
+    if len(unknown) == len(places):
+        return dataset
+    if unknown:
+        raise InputError(f"{dataset.name} has the class {unknown[0]!r}, which is none of the {len(names)} classes trained on")
+    dataset.labels = torch.tensor(places)[dataset.labels]
+    dataset.class_names, dataset.superclass = list(names), None
+    return dataset
+
+
+def _identity(name: str) -> str:
+    return name.split()[0] if re.match(r"n\d{8}\b", name) else name
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Batches of a data set whose images lie in files: loading processes decode and cut, the device normalises."""
 
+import re
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,17 +11,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from pycls.data import rng
 from pycls.data.batch import Batch, Settings
-from pycls.data.crops import EVAL_RATIO, eval_crop, train_crop
-from pycls.data.dataset import FileDataset
+from pycls.data.crops import EVAL_RATIO, eval_cut, train_cut
+from pycls.data.cut import Cut, cut_array
+from pycls.data.dataset import EncodedDataset, FileDataset
+from pycls.data.decoding import decode_cut
+from pycls.data.native import jpeg_cutter
 from pycls.data.pixels import Normalise
 from pycls.errors import RunError
 
-Request = tuple[int, int]  # (epoch, id): all that a sample is a function of, besides the seed
+Request = tuple[int, int]  # (epoch, draw): all that a sample is a function of, besides the seed
+
+OF_CLASS, OF_ANY = 100, 20
+"""How many other images are tried in the place of an unreadable one: first of its class, then of any."""
+_SUBSTITUTE_STREAMS = 200  # the first of the streams of this file: one for the class, then one for each try
 
 
-class _Loading(TorchDataset[Tensor]):
-    """What runs in a loading process: a list of requests -> uint8 ``[n, S, S, C]``, or the error that ended it.
+class _Loaded(NamedTuple):
+    """What a loading process hands over.
+
+    Attributes:
+        pixels: uint8 ``[n, S, S, C]``.
+        ids: of the images shown, ``n``.
+        unreadable: (name, reason) of those that could not be.
+    """
+
+    pixels: Tensor
+    ids: list[int]
+    unreadable: list[tuple[str, str]]
+
+
+class _Loading(TorchDataset[_Loaded]):
+    """What runs in a loading process: a list of requests -> their pixels, or the error that ends the run.
 
     The error is returned, not raised: PyTorch would wrap it in the traceback of the process.
     """
@@ -28,26 +51,67 @@ class _Loading(TorchDataset[Tensor]):
     def __init__(self, dataset: FileDataset, settings: Settings) -> None:
         self._dataset = dataset
         self._train, self._seed, self._hflip = settings.train, settings.seed, settings.hflip
-        self._size = settings.im_size
+        self._size, self._native = settings.im_size, settings.native
         self._resize = settings.resize or round(settings.im_size * EVAL_RATIO)
+        self._forgiving = settings.unreadable is not None
 
-    def __getitem__(self, request: Request) -> Tensor:
+    def __getitem__(self, request: Request) -> _Loaded:
         raise NotImplementedError("batches are fetched whole")
 
-    def __getitems__(self, requests: list[Request]) -> Tensor | RunError:
+    def __getitems__(self, requests: list[Request]) -> _Loaded | RunError:
         pixels = np.empty((len(requests), self._size, self._size, self._dataset.channels), np.uint8)
-        for place, (epoch, index) in enumerate(requests):
-            try:
-                pixels[place] = self._cut(self._dataset.load(index), epoch, index)
-            except Exception as error:  # decoders raise nearly anything for a damaged file
-                reason = " ".join(str(error).split()) or type(error).__name__
-                return RunError(f"{self._dataset.describe(index)} cannot be loaded: {reason}")
-        return torch.from_numpy(pixels)
+        ids: list[int] = []
+        unreadable: list[tuple[str, str]] = []
+        name = reason = ""
+        for epoch, draw in requests:
+            for index in self._candidates(epoch, draw):
+                try:
+                    pixels[len(ids)] = self._pixels(index, epoch, draw)
+                    ids.append(index)
+                    break
+                except Exception as error:  # decoders raise nearly anything for a damaged file
+                    name, reason = self._dataset.describe(index), _reason(error)
+                    if not self._forgiving:
+                        return RunError(f"{name} cannot be loaded: {reason}")
+                    unreadable.append((name, reason))
+            else:
+                if self._train:
+                    return RunError(f"{len(unreadable)} images in a row cannot be read; the last is {name}: {reason}")
+        return _Loaded(torch.from_numpy(pixels[: len(ids)]), ids, unreadable)
 
-    def _cut(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
-        if self._train:
-            return train_crop(image, self._size, self._seed, epoch, index, self._hflip)
-        return eval_crop(image, self._size, self._resize)
+    def _candidates(self, epoch: int, draw: int) -> Iterator[int]:
+        """The image itself and, in training, those that take its place if it is unreadable: of its class, then of any."""
+        n = len(self._dataset)
+        index = draw % n
+        yield index
+        if not self._train:
+            return
+        labels = self._dataset.labels.numpy()
+        alike = np.flatnonzero(labels == labels[index])
+        start = rng.hash_word(self._seed, epoch, draw, _SUBSTITUTE_STREAMS)
+        for number in range(min(OF_CLASS, len(alike))):
+            yield int(alike[(start + number) % len(alike)])
+        for number in range(OF_ANY):
+            yield rng.hash_word(self._seed, epoch, draw, _SUBSTITUTE_STREAMS + 1 + number) % n
+
+    def _pixels(self, index: int, epoch: int, draw: int) -> np.ndarray:
+        def place(height: int, width: int) -> Cut:
+            if self._train:
+                return train_cut(height, width, self._seed, epoch, draw, self._hflip)
+            return eval_cut(height, width, self._size, self._resize)
+
+        if isinstance(self._dataset, EncodedDataset):
+            cutter = jpeg_cutter() if self._native else None
+            return decode_cut(self._dataset.read(index), place, self._size, cutter)
+        image = self._dataset.load(index)
+        return cut_array(image, place(*image.shape[:2]), self._size)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = re.sub(r" ?<_io\.BytesIO object at \w+>", "", str(error))
+    return " ".join(text.split()) or type(error).__name__
 
 
 class _Requests:
@@ -78,6 +142,9 @@ class FileSource:
     Args:
         dataset: the data set.
         settings: how batches are made.
+
+    Attributes:
+        left_out: in evaluation, the images of the last iteration that could not be read.
     """
 
     def __init__(self, dataset: FileDataset, settings: Settings) -> None:
@@ -87,8 +154,11 @@ class FileSource:
             dataset.mean, dataset.std, settings.channels_last, settings.im_size, settings.device
         )
         self._requests = _Requests()
+        self.left_out = 0
+        if settings.native and isinstance(dataset, EncodedDataset):
+            jpeg_cutter()  # compiled before there are processes that would all do so
         workers = settings.num_workers
-        self._loader: DataLoader[Tensor] = DataLoader(
+        self._loader: DataLoader[_Loaded] = DataLoader(
             _Loading(dataset, settings),
             batch_sampler=self._requests,  # type: ignore[arg-type]  # any iterable with a length does
             num_workers=workers,
@@ -100,20 +170,29 @@ class FileSource:
         )
 
     def batches(self, plan: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
-        """The batches with these ids, int64 ``[n]`` each, on the CPU; augmented as of ``epoch`` in training.
+        """The batches of these draws, int64 ``[n]`` each, on the CPU; augmented as of ``epoch`` in training.
+
+        In training another image of the class takes the place of one that cannot be read, the same in every run. In
+        evaluation it is left out of its batch.
 
         Raises :class:`RunError` naming the file that cannot be loaded, or when a loading process dies.
         """
-        self._requests.plan = [[(epoch, index) for index in ids.tolist()] for ids in plan]
+        self._requests.plan = [[(epoch, draw) for draw in draws.tolist()] for draws in plan]
+        self.left_out = 0
         loaded: Iterator[Any] = iter(self._loader) if plan else iter(())
-        for ids in plan:
+        for draws in plan:
             try:
-                pixels = next(loaded)
+                batch = next(loaded)
             except RuntimeError as error:
                 raise RunError(f"a loading process ended: {' '.join(str(error).split())}") from error
-            if isinstance(pixels, RunError):
-                raise pixels
-            yield self._finish(pixels, ids)
+            if isinstance(batch, RunError):
+                raise batch
+            for name, reason in batch.unreadable:
+                assert self._settings.unreadable is not None
+                self._settings.unreadable.add(name, reason)
+            self.left_out += len(draws) - len(batch.ids)
+            if batch.ids:
+                yield self._finish(batch.pixels, torch.tensor(batch.ids))
 
     def _finish(self, pixels: Tensor, ids: Tensor) -> Batch:
         device = self._settings.device

@@ -1,8 +1,8 @@
 """The order of the samples, and each process's share of it. Where pixels come from is the sources' matter.
 
-Order is a pure function of (seed, epoch): one permutation of all samples, cut into global batches, of which process r
-of R takes the r-th of R equal slices. The samples of a global batch are the same for any number of processes, and
-starting at batch k costs nothing.
+Order is a pure function of (seed, epoch): the draws of a sampler, cut into global batches, of which process r of R takes
+the r-th of R equal slices. The samples of a global batch are the same for any number of processes, and starting at batch k
+costs nothing.
 """
 
 from collections.abc import Iterator
@@ -10,28 +10,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pycls.data import rng
 from pycls.data.array_source import ArraySource
 from pycls.data.batch import Batch, Settings
 from pycls.data.dataset import ArrayDataset, FileDataset
 from pycls.data.file_source import FileSource
+from pycls.data.sampler import InstanceSampler, Sampler
+from pycls.data.unreadable import Unreadable
 
-__all__ = ["Batch", "EvalLoader", "TrainLoader", "global_batch_ids"]
-
-
-def global_batch_ids(n: int, batch_size: int, seed: int, epoch: int, b: int) -> Tensor:
-    """The samples of global batch ``b`` of an epoch: int64 ``[batch_size]``.
-
-    Args:
-        n: samples in the data set.
-        batch_size: over all processes.
-        seed: of the run.
-        epoch: 0-based.
-        b: 0..n // batch_size - 1, else ``ValueError``.
-    """
-    if not 0 <= b < n // batch_size:
-        raise ValueError(f"there is no batch {b} of {batch_size} in {n} samples: they make {n // batch_size}")
-    return rng.permutation(n, seed, epoch)[b * batch_size : (b + 1) * batch_size]
+__all__ = ["Batch", "EvalLoader", "TrainLoader"]
 
 
 def _make_source(dataset: ArrayDataset | FileDataset, settings: Settings) -> ArraySource | FileSource:
@@ -46,11 +32,12 @@ def _check_shares(batch_size: int, rank: int, world_size: int) -> None:
 
 
 class TrainLoader:
-    """Augmented batches in random order, an epoch at a time; the last, incomplete global batch is left out.
+    """Augmented batches in a sampler's order, an epoch at a time; the last, incomplete global batch is left out.
 
     Args:
         dataset: an :class:`ArrayDataset` or a :class:`FileDataset`.
         batch_size: over all processes; a multiple of ``world_size``, at most the size of the data set.
+        sampler: which samples an epoch shows; None for each once.
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
@@ -62,6 +49,8 @@ class TrainLoader:
         im_size: side of an image in a batch; 0 for the data set's own. Images in memory are resized to it.
         num_workers: loading processes for images in files.
         pin_memory: page-locked memory for images in files on their way to a GPU.
+        native: whether the compiled JPEG cutter may be used, where there is one.
+        unreadable: account of the images that cannot be read; None to end with the first.
     """
 
     def __init__(
@@ -69,6 +58,7 @@ class TrainLoader:
         dataset: ArrayDataset | FileDataset,
         batch_size: int,
         *,
+        sampler: Sampler | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -79,13 +69,16 @@ class TrainLoader:
         im_size: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        native: bool = True,
+        unreadable: Unreadable | None = None,
     ) -> None:
         _check_shares(batch_size, rank, world_size)
         if batch_size % world_size:
             raise ValueError(f"the batch size {batch_size} is not divisible by the number of processes, {world_size}")
-        if len(dataset) < batch_size:
+        self._sampler = sampler or InstanceSampler(len(dataset))
+        if len(self._sampler) < batch_size:
             raise ValueError(f"{dataset.name} has {len(dataset)} training images, fewer than one batch of {batch_size}")
-        self._n, self._batch_size, self._seed = len(dataset), batch_size, seed
+        self._batch_size, self._seed = batch_size, seed
         share = batch_size // world_size
         self._share = slice(rank * share, (rank + 1) * share)
         settings = Settings(
@@ -98,17 +91,19 @@ class TrainLoader:
             seed=seed,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            native=native,
+            unreadable=unreadable,
         )
         self._source = _make_source(dataset, settings)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return self._n // self._batch_size
+        return len(self._sampler) // self._batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This process's part of the global batches ``start``, ``start + 1``, ... of an epoch (both from 0 on)."""
-        order = rng.permutation(self._n, self._seed, epoch)[: len(self) * self._batch_size]
-        shares = order.view(len(self), self._batch_size)[start:, self._share]
+        draws = self._sampler.draws(self._seed, epoch)[: len(self) * self._batch_size]
+        shares = draws.view(len(self), self._batch_size)[start:, self._share]
         return self._source.batches(list(shares.contiguous()), epoch)
 
 
@@ -131,6 +126,8 @@ class EvalLoader:
             by the usual 256 to 224, images in memory to ``im_size`` and nothing cut.
         num_workers: loading processes for images in files.
         pin_memory: page-locked memory for images in files on their way to a GPU.
+        native: whether the compiled JPEG cutter may be used, where there is one.
+        unreadable: account of the images that cannot be read; None to end with the first.
     """
 
     def __init__(
@@ -146,6 +143,8 @@ class EvalLoader:
         resize: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        native: bool = True,
+        unreadable: Unreadable | None = None,
     ) -> None:
         _check_shares(batch_size, rank, world_size)
         size = im_size or dataset.image_size
@@ -160,12 +159,19 @@ class EvalLoader:
             resize=resize,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            native=native,
+            unreadable=unreadable,
         )
         self._source = _make_source(dataset, settings)
 
     def __len__(self) -> int:
         """Batches of this process."""
         return len(self._plan)
+
+    @property
+    def left_out(self) -> int:
+        """Images of this process that could not be read in the last iteration."""
+        return self._source.left_out
 
     def __iter__(self) -> Iterator[Batch]:
         return self._source.batches(self._plan, 0)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pycls.data import rng
-from pycls.data.dataset import SPLIT_SEED, ArrayDataset, FileDataset
+from pycls.data.dataset import SPLIT_SEED, ArrayDataset, EncodedDataset, FileDataset
+from pycls.errors import InputError
 
 SALT = 1
 """Apart from the hash that holds out val, so that the two choices are independent."""
@@ -26,12 +27,33 @@ def per_class(labels: Tensor, count: int) -> Tensor:
     return by_class[rank < count].sort().values
 
 
+def hold_out_per_class(labels: Tensor, split: str, count: int) -> Tensor:
+    """The ids of ``train``, ``val`` or ``trainval`` where val is ``count`` images of each class, always the same ones.
+
+    Raises :class:`InputError` if that leaves a class without training images.
+    """
+    val = per_class(labels, count)
+    if split == "val":
+        return val
+    if split == "trainval":
+        return torch.arange(len(labels))
+    sizes = torch.bincount(labels)
+    if count >= int(sizes[sizes > 0].min()):
+        raise InputError(f"VAL_PER_CLASS {count} leaves a class without training images: the smallest has "
+                         f"{int(sizes[sizes > 0].min())}")  # fmt: skip
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[val] = False
+    return kept.nonzero()[:, 0]
+
+
 def subset(dataset: ArrayDataset | FileDataset, ids: Tensor) -> ArrayDataset | FileDataset:
     """The data set of these samples, in this order; ids in it count from 0 again."""
     if isinstance(dataset, ArrayDataset):
         return dataclasses.replace(dataset, labels=dataset.labels[ids], images=dataset.images[ids])
-    own = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(FileDataset)}
-    return _FileSubset(**{**own, "labels": dataset.labels[ids]}, whole=dataset, ids=ids.numpy())
+    own = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(FileDataset)} | {"labels": dataset.labels[ids]}
+    if isinstance(dataset, EncodedDataset):
+        return _EncodedSubset(**own, whole=dataset, ids=ids.numpy())
+    return _FileSubset(**own, whole=dataset, ids=ids.numpy())
 
 
 @dataclass
@@ -42,6 +64,20 @@ class _FileSubset(FileDataset):
     def load(self, index: int) -> np.ndarray:
         """As the whole set's."""
         return self.whole.load(int(self.ids[index]))
+
+    def describe(self, index: int) -> str:
+        """As the whole set's."""
+        return self.whole.describe(int(self.ids[index]))
+
+
+@dataclass
+class _EncodedSubset(EncodedDataset):
+    whole: EncodedDataset
+    ids: np.ndarray
+
+    def read(self, index: int) -> bytes:
+        """As the whole set's."""
+        return self.whole.read(int(self.ids[index]))
 
     def describe(self, index: int) -> str:
         """As the whole set's."""

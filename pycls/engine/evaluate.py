@@ -89,7 +89,8 @@ def evaluate(model: nn.Module, batches: Iterable[Any], evaluation: Evaluation) -
         output = model(images, labels)
         evaluation.update(output.logits, labels, output.loss)
     evaluation.gather()
-    return evaluation.result()
+    unreadable = torch.tensor(getattr(batches, "left_out", 0), device=evaluation.counts.device)  # a list has none
+    return {**evaluation.result(), "unreadable": int(all_reduce_sum(unreadable))}
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pycls import config
+from pycls.config.contradictions import DEPENDENT
 from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
 
 Write = Callable[..., str]
@@ -37,7 +38,7 @@ WORDS = [
     "true",
 ]
 SKIPPED = {"IMPORTS", "MODEL.TYPE", "MODEL.DEPTH", "TRAIN.DATASET", "TEST.DATASET", "TEST.OPEN_SET", "TRAIN.SPLIT",
-           "TRAIN.EVAL_SPLIT"}  # fmt: skip
+           "TRAIN.EVAL_SPLIT", "DATA.NOISE.RATE", *DEPENDENT}  # fmt: skip
 
 
 def random_value(rng: random.Random, option: Option) -> Any:
@@ -49,7 +50,7 @@ def random_value(rng: random.Random, option: Option) -> Any:
         return max(int(option.low or 0), rng.choice([1, 2, 7, 10**6, 10**20]))
     if isinstance(option.default, float):
         low = option.low or 0.0
-        high = option.high if option.high is not None else rng.choice([1.0, 1e-9, 1e12])
+        high = option.high if option.high is not None else low + rng.choice([1.0, 1e-9, 1e12])
         return low + (high - low) * rng.random() if rng.random() < 0.8 else low
     return rng.choice(WORDS)
 

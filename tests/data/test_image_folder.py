@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pycls.data.crops import crop_box, eval_crop, train_crop
+from pycls.data.crops import crop_box, eval_cut, train_cut
+from pycls.data.cut import cut_array
 from pycls.data.dataset import MissingSplit
-from pycls.data.image_folder import ImageFolder, decode
+from pycls.data.decoding import decode
+from pycls.data.image_folder import ImageFolder
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.errors import InputError, RunError
 from pycls.registry import DATASETS
@@ -84,7 +86,7 @@ def test_colour_modes(tmp_path, mode):
     image = original.convert(mode)
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     image.save(path, **({"quality": 100, "subsampling": 0} if mode == "CMYK" else {}))
-    decoded = decode(path)
+    decoded = decode(path.read_bytes())
     assert decoded.shape == (20, 30, 3) and decoded.dtype == np.uint8
     expected = np.asarray(image.convert("RGB")).astype(int)
     assert np.abs(decoded - expected).max() <= (12 if mode == "CMYK" else 0)
@@ -93,10 +95,10 @@ def test_colour_modes(tmp_path, mode):
 def test_sixteen_bit_grey_and_transparent_palettes(tmp_path):
     grey = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    assert np.array_equal(decode(tmp_path / "grey.png"), np.repeat((grey >> 8)[:, :, None], 3, axis=2))
+    assert np.array_equal(decode((tmp_path / "grey.png").read_bytes()), np.repeat((grey >> 8)[:, :, None], 3, axis=2))
     palette = photograph(30, 20).convert("P")
     palette.save(tmp_path / "palette.png", transparency=bytes([0, 128, 255]))
-    assert np.array_equal(decode(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(decode((tmp_path / "palette.png").read_bytes()), np.asarray(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -116,7 +118,7 @@ def test_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "image.png", exif=exif)
-    assert np.array_equal(decode(tmp_path / "image.png"), np.asarray(upright))
+    assert np.array_equal(decode((tmp_path / "image.png").read_bytes()), np.asarray(upright))
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (1, 50), (300, 2), (13, 500)])
@@ -125,8 +127,8 @@ def test_tiny_and_narrow_images(width, height):
     for index in range(20):
         left, top, w, h = crop_box(height, width, 0, 0, index)
         assert 0 <= left <= left + w <= width and 0 <= top <= top + h <= height and min(w, h) >= 1
-        assert train_crop(image, 8, 0, 0, index, True).shape == (8, 8, 3)
-    assert eval_crop(image, 8, 9).shape == (8, 8, 3)
+        assert cut_array(image, train_cut(height, width, 0, 0, index, True), 8).shape == (8, 8, 3)
+    assert cut_array(image, eval_cut(height, width, 8, 9), 8).shape == (8, 8, 3)
 
 
 def test_crop_boxes_are_distributed_as_published():
@@ -148,7 +150,7 @@ def test_training_crop_is_torchvisions_resize_of_the_box():
     for index in range(10):
         left, top, w, h = crop_box(90, 120, 3, 2, index)
         expected = np.asarray(functional.resized_crop(picture, top, left, h, w, [32, 32]))
-        ours = train_crop(np.asarray(picture), 32, 3, 2, index, hflip=False)
+        ours = cut_array(np.asarray(picture), train_cut(90, 120, 3, 2, index, hflip=False), 32)
         assert np.array_equal(ours, expected)
 
 
@@ -157,7 +159,7 @@ def test_evaluation_crop_is_torchvisions_within_a_level(width, height):
     functional = pytest.importorskip("torchvision.transforms.functional")
     picture = photograph(width, height)
     expected = functional.center_crop(functional.resize(picture, 64), [56, 56])
-    ours = eval_crop(np.asarray(picture), 56, 64)
+    ours = cut_array(np.asarray(picture), eval_cut(height, width, 56, 64), 56)
     assert np.abs(ours.astype(int) - np.asarray(expected)).max() <= 2
 
 

@@ -1,0 +1,139 @@
+"""Photographs that a list names, ``path label`` a line or CSV."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pycls.data.dataset import MissingSplit, Split, check_split, resolve_root, select_split
+from pycls.data.image_files import ImageFiles, check_files, read_classes
+from pycls.data.lists import ImageList, class_names, numbered, read_list
+from pycls.errors import InputError
+from pycls.registry import DATASETS
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Where the lists of a data set are.
+
+    Attributes:
+        files: train, val, test -> list; those that there are.
+        folder: what their paths are relative to.
+        classes: a file of class names, or None.
+        columns: headers of the columns of paths and of labels, in CSV.
+    """
+
+    files: dict[str, Path]
+    folder: Path
+    classes: Path | None = None
+    columns: tuple[str, str] = ("path", "label")
+
+
+class ListedImages(ImageFiles):
+    """Images of which lists say where they are and of what class. Classes come from the list train, where there is one.
+
+    Args:
+        name: of the data set.
+        lists: where its lists are.
+        split: train, val, trainval or test.
+        im_size: side of an image in a batch, in pixels.
+        val_size: training images held out where there is no list val, each class in its share; 0 for a tenth.
+    """
+
+    def __init__(self, name: str, lists: Lists, split: str, im_size: int, val_size: int = 0) -> None:
+        check_split(split, name)
+        found = {part: read_list(lists.files[part], *lists.columns) for part in _needed(name, lists.files, split)}
+        names = _names(found, lists.classes)
+        paths, labels = _part(found, split, names, val_size, "val" in lists.files)
+        source = str(found[split if split in found else "train"].source)
+        check_files(lists.folder, paths, source)
+        super().__init__(f"{name} {source}", lists.folder, paths, labels, names, im_size)
+
+
+@DATASETS.register("image_list")
+def image_list(
+    root: str,
+    split: Split,
+    train: str = "",
+    val: str = "",
+    test: str = "",
+    folder: str = "",
+    im_size: int = 224,
+    val_size: int = 0,
+    classes: str = "",
+    path_column: str = "path",
+    label_column: str = "label",
+) -> ListedImages:
+    """Images that lists name, a path and a label on each line; one that ends in .csv or .tsv has a header.
+
+    Labels are numbers from 0 on, in CSV also names. Without a list train the others can be evaluated.
+
+    Args:
+        root: folder of the data sets.
+        split: train, val, trainval or test.
+        train: the list of training images: a path, or a name under the folder of the data sets.
+        val: the list of validation images; without it a part of train is held out.
+        test: the list of test images.
+        folder: the folder that the paths in the lists are relative to: a path, or a name under the folder of the data sets.
+        im_size: side of an image in a batch, in pixels.
+        val_size: training images held out where there is no list val, each class in its share; 0 for a tenth.
+        classes: a file with a class on each line, in the order of the labels: a word, and perhaps its name after it; empty to
+            name classes by their folders.
+        path_column: header of the column of paths, in CSV.
+        label_column: header of the column of labels, in CSV.
+    """
+    top = resolve_root(root)
+    files = {part: top / Path(name).expanduser() for part, name in (("train", train), ("val", val), ("test", test)) if name}
+    words = top / Path(classes).expanduser() if classes else None
+    lists = Lists(files, top / Path(folder).expanduser(), words, (path_column, label_column))
+    return ListedImages("image_list", lists, split, im_size, val_size)
+
+
+def _needed(name: str, files: dict[str, Path], split: str) -> list[str]:
+    """The lists that a split is made of, and train's, which has the classes."""
+    section = name.upper()
+    if split == "test" and "test" not in files:
+        raise MissingSplit(f"{name}: there is no list {section}.TEST; evaluate on val instead")
+    if split != "test" and "train" not in files and not (split == "val" and "val" in files):
+        raise InputError(f"{name}: name the list of training images with {section}.TRAIN")
+    own = {"train": ["train"], "val": ["val"], "trainval": ["train", "val"], "test": ["test"]}[split]
+    alone = split in ("val", "test") and split in files  # the training list need not be there
+    return [part for part in files if part in own or (part == "train" and (files[part].is_file() or not alone))]
+
+
+def _names(lists: dict[str, ImageList], classes: Path | None) -> list[str]:
+    first = lists.get("train") or next(iter(lists.values()))
+    if classes is None:
+        return class_names(first)
+    words = read_classes(classes)
+    return list(words) if first.named else list(words.values())
+
+
+def _part(
+    lists: dict[str, ImageList], split: str, names: list[str], val_size: int, has_val: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    training = str(lists["train"].source) if "train" in lists else "the file of classes"
+    labels = {part: numbered(found, names, training) for part, found in lists.items()}
+    _refuse_shared(lists)
+    if split in ("val", "test") and split in lists:
+        return lists[split].paths, labels[split]
+    if split == "trainval" and has_val:
+        return (np.concatenate([lists[part].paths for part in ("train", "val")]),
+                np.concatenate([labels[part] for part in ("train", "val")]))  # fmt: skip
+    paths, own = lists["train"].paths, labels["train"]
+    if has_val:
+        return paths, own
+    ids = select_split(torch.from_numpy(own), split, val_size or max(1, len(own) // 10))
+    return (paths, own) if ids is None else (paths[ids.numpy()], own[ids.numpy()])
+
+
+def _refuse_shared(lists: dict[str, ImageList]) -> None:
+    """A list given for another, or images in two of them, would make every figure wrong."""
+    for part, found in lists.items():
+        if part == "train" or "train" not in lists:
+            continue
+        shared = np.intersect1d(lists["train"].paths, found.paths)
+        if len(shared):
+            raise InputError(f"{found.source} and {lists['train'].source} share {len(shared):,} images, such as "
+                             f"{bytes(shared[0]).decode(errors='replace')}")  # fmt: skip

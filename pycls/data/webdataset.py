@@ -1,0 +1,108 @@
+"""Images in WebDataset tar files, for sets whose single files are too many for a file system."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from pycls.data.dataset import EncodedDataset, MissingSplit, Split, check_split, resolve_root
+from pycls.data.image_files import IMAGENET_MEAN, IMAGENET_STD, read_classes
+from pycls.data.tar_index import TarIndex, expand, read_tars
+from pycls.errors import InputError
+from pycls.registry import DATASETS
+
+
+@DATASETS.register("webdataset")
+class WebDataset(EncodedDataset):
+    """Tar files in which ``name.jpg`` (or .png, ...) and ``name.cls``, or ``name.json`` with a ``label``, are a sample.
+
+    They are read at random by an index of places, so order, resuming and shares are those of any other set. An address such
+    as s3://... is fetched by iopath, where that is installed.
+
+    Args:
+        root: folder of the data sets.
+        split: train, val, trainval or test.
+        train: the tar files of the training images, as train-{000..146}.tar: paths, or names under the folder of the data
+            sets.
+        val: those of the validation images.
+        test: those of the test images.
+        num_classes: K; 0 for one more than the largest label of train.
+        classes: a file with a class on each line, in the order of the labels; empty to call them by their numbers.
+        im_size: side of an image in a batch, in pixels.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: Split,
+        train: str = "",
+        val: str = "",
+        test: str = "",
+        num_classes: int = 0,
+        classes: str = "",
+        im_size: int = 224,
+    ) -> None:
+        check_split(split, "webdataset")
+        if im_size < 1:
+            raise InputError(f"WEBDATASET.IM_SIZE must be 1 or more, not {im_size}")
+        given = {"train": train, "val": val, "test": test}
+        if split == "test" and not test:
+            raise MissingSplit("webdataset: there are no tar files WEBDATASET.TEST; evaluate on val instead")
+        parts = ["train", "val"] if split == "trainval" else [split]
+        for part in parts:
+            if not given[part]:
+                raise InputError(f"webdataset: name the tar files with WEBDATASET.{part.upper()}")
+        top = resolve_root(root)
+        self._index = read_tars([_local(top, name) for part in parts for name in expand(given[part])])
+        self._open: dict[int, int] = {}
+        names = list(read_classes(top / Path(classes).expanduser()).values()) if classes else []
+        if not names:
+            names = [str(label) for label in range(num_classes or _count(top, train, self._index))]
+        super().__init__(
+            name=f"webdataset {', '.join(given[part] for part in parts)}",
+            labels=torch.from_numpy(self._index.labels),
+            class_names=names,
+            channels=3,
+            image_size=im_size,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            crop_padding=0,
+            hflip=True,
+        )
+
+    def describe(self, index: int) -> str:
+        """The tar file and the sample's name in it."""
+        return f"{self._index.files[self._index.file[index]]}:{os.fsdecode(self._index.keys[index])}"
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image ``index``."""
+        number, start, size = (int(column[index]) for column in (self._index.file, self._index.start, self._index.size))
+        fd = self._open.get(number)
+        if fd is None:
+            fd = self._open[number] = os.open(self._index.files[number], os.O_RDONLY | os.O_CLOEXEC)
+        data = os.pread(fd, size, start)
+        if len(data) < size:
+            raise OSError(f"the tar file ends within it, after {len(data)} of {size} bytes")
+        return data
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the open files, which are this process's."""
+        return {**self.__dict__, "_open": {}}
+
+
+def _local(top: Path, name: str) -> Path:
+    if "://" not in name:
+        return top / Path(name).expanduser()
+    try:
+        from iopath.common.file_io import PathManagerFactory
+    except ImportError:
+        raise InputError(f"webdataset: to read {name}, install iopath") from None
+    try:
+        return Path(PathManagerFactory.get().get_local_path(name))
+    except Exception as error:  # whatever a handler of iopath raises
+        raise InputError(f"webdataset: {name} cannot be fetched: {' '.join(str(error).split())}") from None
+
+
+def _count(top: Path, train: str, own: TarIndex) -> int:
+    index = read_tars([_local(top, name) for name in expand(train)]) if train else own
+    return int(index.labels.max()) + 1

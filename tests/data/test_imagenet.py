@@ -1,0 +1,202 @@
+"""ImageNet's folders, names and devkit, in small; tar files; the list of files that is kept."""
+
+import io
+import os
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bad_files import encoded, photograph
+
+from pycls.data import file_index
+from pycls.data.dataset import MissingSplit
+from pycls.data.file_index import list_images
+from pycls.data.image_folder import ImageFolder
+from pycls.data.imagenet import ImageNet
+from pycls.data.loader import EvalLoader
+from pycls.data.tar_index import expand
+from pycls.data.webdataset import WebDataset
+from pycls.errors import InputError
+
+WNIDS = ["n01440764", "n01443537", "n01484850"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PYCLS_CACHE", str(folder))
+    return folder
+
+
+def write_imagenet(root: Path) -> Path:
+    base = root / "imagenet"
+    for label, wnid in enumerate(WNIDS):
+        for part, count in (("train", 6), ("val", 2)):
+            (base / part / wnid).mkdir(parents=True)
+            for i in range(count):
+                photograph(20, 16, label).save(base / part / wnid / f"{wnid}_{i}.JPEG")
+    return base
+
+
+def write_devkit(base: Path) -> None:
+    """ILSVRC ids 1..3 are the classes backwards, 4 is a node above them."""
+    matlab = pytest.importorskip("scipy.io")
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    rows = [(i + 1, wnid, f"fish {wnid[-1]}", 0) for i, wnid in enumerate(reversed(WNIDS))] + [(4, "n00000000", "animal", 3)]
+    data = base / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    matlab.savemat(data / "meta.mat", {"synsets": np.array(rows, dtype=fields)})
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("3\n1\n2\n1\n")
+
+
+def test_folders_and_names(tmp_path: Path) -> None:
+    base = write_imagenet(tmp_path)
+    data = ImageNet(str(tmp_path), "train")
+    assert len(data) == 18 and data.class_names == WNIDS and data.image_size == 224
+    assert len(ImageNet(str(tmp_path), "val")) == 6 and len(ImageNet("", "trainval", folder=str(base))) == 24
+    with pytest.raises(MissingSplit, match="evaluate on val"):
+        ImageNet(str(tmp_path), "test")
+    (base / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} fish {i}, swimmer\n" for i, wnid in enumerate(WNIDS)))
+    assert ImageNet(str(tmp_path), "val").class_names[1] == "n01443537 fish 1, swimmer"
+
+
+def test_fifty_a_class_held_out(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    parts = {s: ImageNet(str(tmp_path), s, val_per_class=2) for s in ("train", "val", "trainval", "test")}
+    assert {s: len(p) for s, p in parts.items()} == {"train": 12, "val": 6, "trainval": 18, "test": 6}
+    assert torch.bincount(parts["val"].labels).tolist() == [2, 2, 2]
+    files = {s: {p.describe(i) for i in range(len(p))} for s, p in parts.items()}
+    assert files["train"] | files["val"] == files["trainval"] and not files["train"] & files["val"]
+    assert all("/val/" in name for name in files["test"])
+    with pytest.raises(InputError, match="VAL_PER_CLASS 6 leaves a class without training images: the smallest has 6"):
+        ImageNet(str(tmp_path), "train", val_per_class=6)
+
+
+def test_devkit(tmp_path: Path) -> None:
+    base = write_imagenet(tmp_path)
+    with pytest.raises(InputError, match=r"need its meta\.mat"):
+        ImageNet(str(tmp_path), "train", class_order="devkit")
+    write_devkit(base)
+    plain, devkit = ImageNet(str(tmp_path), "val"), ImageNet(str(tmp_path), "val", class_order="devkit")
+    assert plain.class_names[0] == "n01440764 fish 4" and devkit.class_names == plain.class_names[::-1]
+    by_file = {devkit.describe(i): int(devkit.labels[i]) for i in range(6)}
+    assert all(by_file[plain.describe(i)] == 2 - int(plain.labels[i]) for i in range(6))
+    shutil.rmtree(base / "val")
+    (base / "val").mkdir()
+    for i in range(1, 5):
+        photograph(16, 16).save(base / "val" / f"ILSVRC2012_val_{i:08}.JPEG")
+    assert ImageNet(str(tmp_path), "val").labels.tolist() == [0, 2, 1, 2]
+    photograph(16, 16).save(base / "val" / "ILSVRC2012_val_00000005.JPEG")
+    with pytest.raises(InputError, match=r"no known class for .*00000005"):
+        ImageNet(str(tmp_path), "val")
+
+
+def test_missing_folders_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no classes in .*imagenet/train; put the images into"):
+        ImageNet(str(tmp_path), "train")
+    base = write_imagenet(tmp_path)
+    shutil.rmtree(base / "val" / WNIDS[1])
+    with pytest.raises(InputError, match=r"val has no folder for the class 'n01443537' \(1 of 3 classes are missing\)"):
+        ImageNet(str(tmp_path), "val")
+    (base / "val" / WNIDS[1]).mkdir()
+    assert len(ImageNet(str(tmp_path), "val")) == 4
+    for file in (base / "train" / WNIDS[2]).iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"train/n01484850 has no images to train on"):
+        ImageNet(str(tmp_path), "train")
+    (base / "classes.txt").write_text("\n".join([*WNIDS, "n09999999"]))
+    with pytest.raises(InputError, match=r"train has no folder for the class 'n09999999'"):
+        ImageFolder(str(base), "train", classes="classes.txt")
+    (base / "classes.txt").write_text("\n".join(WNIDS[:2]))
+    with pytest.raises(InputError, match=r"has the class 'n01484850', which .*classes\.txt has not"):
+        ImageFolder(str(base), "train", classes="classes.txt")
+
+
+def test_the_order_of_classes_is_the_files(tmp_path: Path) -> None:
+    base = write_imagenet(tmp_path)
+    (base / "classes.txt").write_text("\n".join(f"{wnid} a fish" for wnid in reversed(WNIDS)))
+    data = ImageFolder(str(base), "val", classes="classes.txt")
+    assert data.class_names[0] == "n01484850 a fish" and "n01484850" in data.describe(0) and int(data.labels[0]) == 0
+
+
+def test_the_list_of_files_is_kept_until_a_folder_changes(tmp_path: Path, cache: Path, monkeypatch) -> None:
+    base = write_imagenet(tmp_path)
+    first = list_images(base, "train", WNIDS)
+    assert not list(cache.iterdir()), "a small tree is not worth it"
+    monkeypatch.setattr(file_index, "KEPT_FROM", 5)
+    list_images(base, "train", WNIDS)
+    assert not list(cache.iterdir()), "it has just been written to"
+    for wnid in WNIDS:
+        os.utime(base / "train" / wnid, (1e9, 1e9))
+    list_images(base, "train", WNIDS)
+    (kept,) = cache.iterdir()
+
+    def no_listing(folder: object) -> None:
+        raise AssertionError(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_index.os, "listdir", no_listing)
+        again = list_images(base, "train", WNIDS)
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    photograph(8, 8).save(base / "train" / WNIDS[0] / "new.jpg")
+    assert len(list_images(base, "train", WNIDS)[0]) == 19
+    os.utime(base / "train" / WNIDS[0], (1e9, 1e9))
+    kept.write_bytes(b"damaged")
+    assert len(list_images(base, "train", WNIDS)[0]) == 19
+
+
+def write_tar(path: Path, first: int, count: int, label: str = "cls") -> None:
+    with tarfile.open(path, "w") as tar:
+        for i in range(first, first + count):
+            label_text = str(i % 3) if label == "cls" else f'{{"label": {i % 3}}}'
+            for suffix, content in (("jpg", encoded("JPEG", quality=50 + i)), (label, label_text.encode()), ("txt", b"x")):
+                info = tarfile.TarInfo(f"part/{i:04}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("label", ["cls", "json"])
+def test_tar_files(tmp_path: Path, cache: Path, label: str) -> None:
+    for k in range(3):
+        write_tar(tmp_path / f"train-{k:03}.tar", 5 * k, 5, label)
+    write_tar(tmp_path / "val.tar", 50, 4, label)
+    options = {"train": "train-{000..002}.tar", "val": "val.tar", "im_size": 16}
+    for _ in range(2):  # the second time by the kept index
+        data = WebDataset(str(tmp_path), "train", **options)
+        assert len(data) == 15 and data.labels.tolist() == [i % 3 for i in range(15)] and data.class_names == ["0", "1", "2"]
+        assert [data.read(i) == encoded("JPEG", quality=50 + i) for i in (14, 0, 7)] == [True] * 3
+        assert data.describe(7) == f"{tmp_path}/train-001.tar:part/0007"
+        assert len(list(cache.iterdir())) >= 3
+    data.read(0)
+    assert pickle.loads(pickle.dumps(data)).read(3) == data.read(3)
+    assert len(WebDataset(str(tmp_path), "trainval", **options)) == 19
+    val = WebDataset(str(tmp_path), "val", **options)
+    passes = [[b.images for b in EvalLoader(val, 2, num_workers=n)] for n in (0, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(*passes, strict=True))
+
+
+def test_tar_files_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"name the tar files with WEBDATASET\.TRAIN"):
+        WebDataset(str(tmp_path), "train")
+    with pytest.raises(InputError, match=r"a-1\.tar cannot be read: No such file"):
+        WebDataset(str(tmp_path), "train", train="a-{1..2}.tar")
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(InputError, match=r"a\.tar is no readable tar file"):
+        WebDataset(str(tmp_path), "train", train="a.tar")
+    write_tar(tmp_path / "b.tar", 0, 2, "tag")
+    with pytest.raises(InputError, match=r"b\.tar: the image part/0000 has no label"):
+        WebDataset(str(tmp_path), "train", train="b.tar")
+    with pytest.raises(InputError, match=r"install iopath|cannot be fetched"):
+        WebDataset(str(tmp_path), "train", train="nowhere://bucket/a.tar")
+    with pytest.raises(MissingSplit):
+        WebDataset(str(tmp_path), "test", train="b.tar")
+
+
+def test_patterns() -> None:
+    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand("{x,y}/{1..2}.tar") == ["x/1.tar", "x/2.tar", "y/1.tar", "y/2.tar"]
+    assert expand("plain.tar") == ["plain.tar"]
