@@ -9,7 +9,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "pycls/__init__.py").read_text(encoding="utf-8"))
 assert VERSION is not None
 
-TEST = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "types-simplejson", "types-tqdm"]
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]
+TEST = [*EXPORT, "pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "types-simplejson", "types-tqdm"]
 
 setup(
     name="pycls-heads",
@@ -20,7 +21,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["pycls", "pycls.*"]),
-    package_data={"pycls": ["py.typed", "data/*.npz", "data/*.c"]},
+    package_data={"pycls": ["py.typed", "data/*.npz", "data/*.c", "zoo/*.json"]},
     install_requires=[
         "torch>=2.9",
         "torchvision>=0.24",
@@ -34,6 +35,6 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"test": TEST, "dev": [*TEST, "pre-commit"]},
+    extras_require={"export": EXPORT, "test": TEST, "dev": [*TEST, "pre-commit"]},
     entry_points={"console_scripts": ["pycls=pycls.cli:console"]},
 )

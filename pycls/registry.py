@@ -80,13 +80,13 @@ class Registry:
         return closest(name, self.names())
 
 
-def closest(name: str, names: Iterable[str]) -> str:
-    """The end of an error message: those of ``names`` that are most like ``name``, or all of them."""
+def closest(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """The end of an error message: those of ``names`` that are most like ``name``, or ``otherwise``, or all of them."""
     known = list(names)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; there are: {', '.join(known)}"
+    return otherwise or f"; there are: {', '.join(known)}"
 
 
 MODELS = Registry("model", "MODELS", "pycls.models")

@@ -9,12 +9,12 @@ import torch
 from yacs.config import CfgNode
 
 import pycls
-from pycls import build, config, launching
+from pycls import build, config, launching, zoo
 from pycls.engine import open_set, plots, reports
 from pycls.engine.checkpoints import load_model_state, model_state
 from pycls.engine.evaluate import Evaluation, evaluate, precise_batch_norm
 from pycls.engine.reporter import Reporter
-from pycls.engine.state_file import better_weights, load_state, load_weights, save_weights
+from pycls.engine.state_file import better_weights, load_state, save_weights
 from pycls.engine.timing import time_steps
 from pycls.engine.trainer import Stopped, Trainer
 from pycls.errors import DamagedFile, RunError
@@ -89,7 +89,7 @@ def _trainer(
     torch.manual_seed(cfg.RNG_SEED)
     model = build.build_model(cfg, dataset.channels, build.image_size(cfg, dataset), classes, dataset.labels)
     if cfg.TRAIN.WEIGHTS:
-        load_model_state(model, load_weights(cfg.TRAIN.WEIGHTS)[0], cfg.TRAIN.WEIGHTS)
+        zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True)
     model = build.place(cfg, model, device)
     loader = build.build_train_loader(cfg, dataset, device, ranks)
 
@@ -218,19 +218,19 @@ def test(cfg: CfgNode) -> int:
         return launch_local(launching.processes_to_launch(cfg))
     with launching.process_group(cfg) as (device, ranks):
         setup_logging(None, ranks.rank)
-        weights, about = load_weights(path)
+        weights = zoo.load(path)
         dataset, split = build.build_test_set(cfg)
-        dataset = build.with_classes(dataset, about.get("class_names") or dataset.class_names)
+        dataset = build.with_classes(dataset, weights.about.get("class_names") or dataset.class_names)
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(cfg, dataset.channels, build.image_size(cfg, dataset), classes)
-        load_model_state(model, weights, str(path))
+        zoo.load_into(model, weights)
         model = build.place(cfg, model, device)
         loader = build.build_eval_loader(cfg, dataset, split, device, ranks)
         tested = evaluate(model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
         if ranks.is_main:
             tested["open_set"] = _open_set(cfg, model, (dataset, split), device)
-            result = {"test": tested, "test_set": dataset.name, "test_split": split, "weights": str(path),
-                      "epoch": about.get("epoch"), "class_names": list(dataset.class_names)}  # fmt: skip
+            result = {"test": tested, "test_set": dataset.name, "test_split": split, "weights": weights.source,
+                      "epoch": weights.about.get("epoch"), "class_names": list(dataset.class_names)}  # fmt: skip
             _report(cfg, "test.json", result, reports.table(result))
     return 0
 

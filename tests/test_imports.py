@@ -14,21 +14,23 @@ ROOMS = {
     "errors": set(),
     "registry": {"errors"},
     "runtime": {"errors", "runtime"},
-    "models": {"errors", "registry", "models", "heads"},  # create_model puts a head on a backbone
+    "models": {"errors", "registry", "models", "heads", "zoo"},  # create_model puts a head on a backbone, and weights into both
     "heads": {"errors", "registry", "heads"},
     "data": {"errors", "registry", "runtime", "data"},
     "engine": {"errors", "runtime", "engine"},
+    "zoo": {"errors", "registry", "runtime", "engine", "models", "zoo"},  # it knows models by their names and weights
     "config": {"errors", "registry", "config"},
     "build": {"errors", "registry", "runtime", "models", "heads", "data", "engine", "config"},
     "launching": {"errors", "runtime", "engine", "config"},
     "scaling": {"runtime", "models", "config", "build"},
-    "run": {"", "errors", "runtime", "models", "engine", "config", "build", "launching", "scaling"},
+    "run": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching", "scaling"},
     "cli": {"errors", "runtime", "config", "run"},
-    "tools": {"cli", "data"},
+    "export": {"errors", "runtime", "models", "zoo", "config", "build", "launching"},
+    "tools": {"cli", "data", "export", "zoo"},
     "": {"heads", "models"},  # pycls itself: the library's few names
 }
 PAGE = ROOT / "docs" / "architecture.md"
-SEE_CONFIG = {"config", "build", "launching", "scaling", "run", "cli"}
+SEE_CONFIG = {"config", "build", "launching", "scaling", "run", "export", "cli"}
 LIGHT = {"", "errors", "registry", "config", "cli", "tools"}
 """Rooms that must not import torch: a mistake is reported before that would cost seconds."""
 

@@ -105,9 +105,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], source: str)
     shapes = [f"{n} is {list(state[n].shape)}, not {list(own[n].shape)}" for n in own.keys() & state.keys()
               if state[n].shape != own[n].shape]  # fmt: skip
     if missing or extra or shapes:
-        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}" if extra else sorted(shapes)[0]
+        what = f"it lacks {missing[0]}" if missing else f"it has {extra[0]}" if extra else f"its {sorted(shapes)[0]}"
         count = len(missing) + len(extra) + len(shapes)
-        raise InputError(f"{source} holds the weights of another model: {count} names or shapes differ (it {what})")
+        raise InputError(f"{source} holds the weights of another model: {count} names or shapes differ ({what})")
     model.load_state_dict(dict(state))
 
 

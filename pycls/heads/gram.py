@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pycls.heads.form import Form
+from pycls.heads.form import TINY, Form
 from pycls.heads.gram_function import Gram
 
 KEPT_ELEMENTS = 1 << 30
@@ -82,7 +82,26 @@ def gram_scores(
         chunk: classes a chunk; 0 chooses. With a number of one's own, or more than ``KEPT_ELEMENTS`` logits, softmax losses
             do not keep the logits: ``reduce`` without them.
     """
+    if targets is None and torch.compiler.is_exporting():
+        return Scores(_graph_logits(x, weight, form, row, bias, scale), None, None, None, None, None)
     many = len(x) * (len(weight) // form.num_centers) > KEPT_ELEMENTS
     keep = not (reduce and torch.is_grad_enabled() and (chunk > 0 or many))
     weights = total if isinstance(total, Tensor) else weight.new_ones(len(weight) // form.num_centers) if total else None
     return Scores(*Gram.apply(x, weight, row, bias, scale, offset, targets, weights, form, reduce, norms, chunk, keep))
+
+
+def _graph_logits(
+    x: Tensor, weight: Tensor, form: Form, row: Tensor | None, bias: Tensor | None, scale: Tensor | None
+) -> Tensor:
+    """Logits [N, K] as a graph for any N, for ``torch.export``: neither the chunks nor the storage may depend on N there."""
+    squares = torch.linalg.vector_norm(weight, dim=1).square()
+    u = x @ weight.t()
+    if form.columns == "unit":
+        u = u * torch.where(squares > TINY, squares.rsqrt(), 0)
+    elif form.columns == "square":
+        u = u + form.square * squares
+    if form.num_centers > 1:
+        u = u.unflatten(1, (-1, form.num_centers)).amax(dim=2)
+    u = u if bias is None else u + bias
+    u = u if row is None else u + row[:, None]
+    return form.link.apply_(u.clone(), scale)

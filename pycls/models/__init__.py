@@ -10,43 +10,54 @@ from pycls.models.classifier import Classifier
 from pycls.models.named import ARCHITECTURES
 from pycls.registry import HEADS, MODELS, closest
 
+IMAGENET_CLASSES = 1000
+
 __all__ = ["Classifier", "create_model", "effnet", "list_models", "named_model", "regnetx", "regnety", "resnet", "resnext"]
 
 
 def create_model(
     name: str,
-    num_classes: int,
+    num_classes: int | None = None,
     head: str | nn.Module = "softmax",
     head_options: dict[str, Any] | None = None,
+    pretrained: bool | str = False,
     **options: Any,
 ) -> Classifier:
     """The backbone of this name with a head on it.
 
     ``create_model("resnet", num_classes=100, head="cosface", head_options={"scale": 30.0}, depth=20, image_size=32)``
     ``create_model("RegNetX-400MF", num_classes=100, head="arcface")``
+    ``create_model("RegNetX-400MF", pretrained=True)``
 
     Args:
         name: the backbone, one of :func:`list_models`: a family, or an architecture, whose options are set already.
-        num_classes: number of classes K.
+        num_classes: number of classes K; None for the 1,000 of ImageNet, for an architecture.
         head: a head's name, which is built for this backbone with ``head_options``, or a head that was built for its
             features already.
         head_options: keyword arguments of a head given by name.
+        pretrained: with weights: True for the Model Zoo's of this architecture, or the name, URL or file of some. With
+            another head or number of classes than theirs the backbone's are taken and the head starts anew.
         **options: the backbone's keyword arguments, ``in_channels`` and ``image_size`` (in pixels) among them; each
             backbone has those of the images it was made for as defaults.
 
     Raises:
-        InputError: (a ``ValueError``) if there is no such backbone or head.
+        InputError: (a ``ValueError``) if there is no such backbone, head or weights, or they are another model's.
+        RunError: if weights cannot be fetched.
         ValueError: if an option's value cannot work.
         TypeError: for an option that the backbone or the head does not have.
     """
-    if num_classes < 1:
-        raise ValueError(f"a classifier needs at least one class, not {num_classes}")
+    weights = _weights(name, pretrained)
+    if weights is not None and weights.entry is not None:
+        options = {"image_size": weights.entry.crop, **weights.entry.options, **options}
     if name in ARCHITECTURES:
         architecture = ARCHITECTURES[name]
+        num_classes = IMAGENET_CLASSES if num_classes is None else num_classes
         options = {"image_size": architecture.image_size, **architecture.options, **options}
         name = architecture.backbone
     if name not in MODELS:
         raise InputError(f"there is no model named {name!r}{closest(name, list_models())}")
+    if num_classes is None or num_classes < 1:
+        raise ValueError(f"a classifier needs num_classes, at least one, not {num_classes}")
     component = MODELS.get(name)
     known = inspect.signature(component).parameters
     unknown = [option for option in options if option not in known]
@@ -59,7 +70,21 @@ def create_model(
     if build_head is not None:
         head = build_head(in_features=backbone.feature_dim, num_classes=num_classes, **(head_options or {}))
     assert isinstance(head, nn.Module)
-    return Classifier(backbone, head)
+    model = Classifier(backbone, head)
+    if weights is not None:
+        from pycls import zoo
+
+        zoo.load_into(model, weights, new_head=True)
+    return model
+
+
+def _weights(name: str, pretrained: bool | str) -> Any:
+    """The weights that are asked for, read before anything is built; None for none."""
+    if pretrained is False:
+        return None
+    from pycls import zoo  # looks into models itself
+
+    return zoo.load(zoo.find(name).url if pretrained is True else pretrained)
 
 
 def list_models() -> list[str]:
@@ -67,46 +92,38 @@ def list_models() -> list[str]:
     return [*MODELS.names(), *ARCHITECTURES]
 
 
-def named_model(name: str, pretrained: bool = False, num_classes: int = 1000, **options: Any) -> Classifier:
-    """An architecture of the Model Zoo by name: :func:`create_model` with the zoo's number of classes.
-
-    Args:
-        name: one of ``pycls.models.named.ARCHITECTURES``, such as ``RegNetX-400MF``.
-        pretrained: with the zoo's weights.
-        num_classes: number of classes K.
-        **options: as for :func:`create_model`, ``head`` and ``head_options`` among them.
+def named_model(name: str, pretrained: bool | str = False, num_classes: int = IMAGENET_CLASSES, **options: Any) -> Classifier:
+    """An architecture by name: :func:`create_model`, in pycls's order of arguments.
 
     Raises:
         InputError: if there is no such architecture.
     """
     if name not in ARCHITECTURES:
         raise InputError(f"there is no architecture named {name!r}{closest(name, ARCHITECTURES)}")
-    if pretrained:
-        raise InputError(f"{name}: weights of the Model Zoo cannot be fetched yet")
-    return create_model(name, num_classes, **options)
+    return create_model(name, num_classes, pretrained=pretrained, **options)
 
 
-def regnetx(name: str, pretrained: bool = False, **options: Any) -> Classifier:
+def regnetx(name: str, pretrained: bool | str = False, **options: Any) -> Classifier:
     """``regnetx("400MF")``: :func:`named_model` of RegNetX-400MF."""
     return named_model(_with_family("RegNetX", name), pretrained, **options)
 
 
-def regnety(name: str, pretrained: bool = False, **options: Any) -> Classifier:
+def regnety(name: str, pretrained: bool | str = False, **options: Any) -> Classifier:
     """``regnety("400MF")``: :func:`named_model` of RegNetY-400MF."""
     return named_model(_with_family("RegNetY", name), pretrained, **options)
 
 
-def resnet(name: str | int, pretrained: bool = False, **options: Any) -> Classifier:
+def resnet(name: str | int, pretrained: bool | str = False, **options: Any) -> Classifier:
     """``resnet(50)``: :func:`named_model` of ResNet-50."""
     return named_model(_with_family("ResNet", name), pretrained, **options)
 
 
-def resnext(name: str | int, pretrained: bool = False, **options: Any) -> Classifier:
+def resnext(name: str | int, pretrained: bool | str = False, **options: Any) -> Classifier:
     """``resnext(50)``: :func:`named_model` of ResNeXt-50 (32 groups of 4)."""
     return named_model(_with_family("ResNeXt", name), pretrained, **options)
 
 
-def effnet(name: str, pretrained: bool = False, **options: Any) -> Classifier:
+def effnet(name: str, pretrained: bool | str = False, **options: Any) -> Classifier:
     """``effnet("B0")``: :func:`named_model` of EfficientNet-B0."""
     return named_model(_with_family("EfficientNet", name), pretrained, **options)
 

@@ -1,4 +1,4 @@
-"""Architectures by name: the 36 of pycls's Model Zoo, as a backbone and its arguments."""
+"""Architectures by name, those of the Model Zoo: a backbone and its arguments."""
 
 from typing import Any, NamedTuple
 
@@ -72,6 +72,7 @@ _REGNET_Y = {
     "16GF": (18, 200, 106.23, 2.48, 112),
     "32GF": (20, 232, 115.89, 2.53, 232),
 }
+_VIT_L = {"num_layers": 24, "num_heads": 16, "hidden_dim": 1024, "mlp_dim": 4096}
 _RESNET_DEPTHS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 _B0, _B3 = (16, 24, 40, 80, 112, 192, 320), (24, 32, 48, 96, 136, 232, 384)
 
@@ -86,5 +87,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "EfficientNet-B3": _effnet(300, 40, (2, 3, 3, 5, 5, 6, 2), _B3, 1536),
     "EfficientNet-B4": _effnet(380, 48, (2, 4, 4, 6, 6, 8, 2), (24, 32, 56, 112, 160, 272, 448), 1792),
     "EfficientNet-B5": _effnet(456, 48, (3, 5, 5, 7, 7, 9, 3), (24, 40, 64, 128, 176, 304, 512), 2048),
+    # so far pycls's 36, under its names; torchvision has weights for these too
+    "ResNet-18": Architecture("resnet", {"depth": 18}),
+    "ResNet-34": Architecture("resnet", {"depth": 34}),
+    "ResNeXt-101-32x8d": _resnet(_RESNET_DEPTHS["101"], 1.0, (8, 16, 32, 64)),
+    "ResNeXt-101-64x4d": _resnet(_RESNET_DEPTHS["101"], 1.0, (4, 8, 16, 32)),
+    "WideResNet-50-2": _resnet(_RESNET_DEPTHS["50"], 0.5, (128, 256, 512, 1024)),
+    "WideResNet-101-2": _resnet(_RESNET_DEPTHS["101"], 0.5, (128, 256, 512, 1024)),
+    **{f"DenseNet-{depth}": Architecture("densenet", {"depth": depth}) for depth in (121, 161, 169, 201)},
+    "ViT-B16": Architecture("vit", {}),
+    "ViT-B32": Architecture("vit", {"patch_size": 32}),
+    "ViT-L16": Architecture("vit", _VIT_L),
+    "ViT-L32": Architecture("vit", {**_VIT_L, "patch_size": 32}),
 }
-"""pycls's names of the nets in its Model Zoo."""

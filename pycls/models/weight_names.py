@@ -1,14 +1,15 @@
 """The same weights under other names: a state dict of ours, of the public pycls, or of torchvision.
 
 Which names go together follows from the model, so that a name too many, one too few or another shape is found. Numbers
-are never changed: all three keep every weight in the same order. Only a first version of pycls's ViT had its attention
-under PyTorch's names and its positions as [L, 1, D]; it is read as well.
+are never changed: all three keep every weight in the same order. Earlier versions of their names are read as well: of
+pycls's ViT, which had its attention under PyTorch's names and its positions as [L, 1, D], and of torchvision's files.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from pycls.errors import InputError
@@ -23,8 +24,10 @@ from pycls.models.vit import ViT
 Form = Literal["ours", "pycls", "torchvision"]
 FORMS: tuple[Form, ...] = ("ours", "pycls", "torchvision")
 
-_OWN = ("head.steps",)
+STEPS = "head.steps"
 """What only we keep: a head's count of training steps."""
+
+_OWN = (STEPS,)
 
 _HEAD = re.compile(r"head\.similarity\.(weight|bias)")
 _ATTENTION = re.compile(r"self_attention\.(?:block\.in_proj_|block\.(out_proj)\.)(weight|bias)")
@@ -44,6 +47,8 @@ def to_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dic
     """
     if form == "pycls" and isinstance(model.backbone, ViT):
         weights = _first_vit(weights)
+    if form == "torchvision":
+        weights = _first_torchvision(weights)
     renamed = _rename(weights, {theirs: ours for ours, theirs in names(model, form).items()}, f"{form}'s names")
     own = model.state_dict()
     wrong = [
@@ -132,6 +137,22 @@ def _torchvision(backbone: object) -> Callable[[str], str] | None:
     if isinstance(backbone, ViT):
         return _torchvision_vit
     return None
+
+
+def _first_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dicts as they were published before torchvision, or PyTorch, changed the names, as they are today.
+
+    DenseNets have ``norm.1`` for ``norm1`` and its like, ViTs ``mlp.linear_1`` and ``mlp.linear_2`` for ``mlp.0`` and
+    ``mlp.3``; the oldest files do not count the batches that batch norm has seen.
+    """
+    renamed = {}
+    for name, weight in weights.items():
+        name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+        name = re.sub(r"(encoder_layer_\d+\.mlp)\.linear_([12])\.", lambda m: f"{m[1]}.{0 if m[2] == '1' else 3}.", name)
+        renamed[name] = weight
+        if name.endswith(".running_var"):
+            renamed.setdefault(name.replace(".running_var", ".num_batches_tracked"), torch.tensor(0))
+    return renamed
 
 
 def _is_resnet(backbone: ResNet | AnyNet) -> bool:

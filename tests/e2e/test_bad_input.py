@@ -170,7 +170,11 @@ def test_weights_of_another_model(trained: Path, tmp_path: Path, other: str) -> 
     weights = trained / "model.safetensors"
     ended = call("--mode", "test", *RUN, *other.split(), "TEST.WEIGHTS", weights, "OUT_DIR", tmp_path)
     assert_refused(ended, str(weights), "another model")
-    ended = call(*RUN, *other.split(), "TRAIN.WEIGHTS", weights, "OUT_DIR", tmp_path)
+    assert snapshot(tmp_path) == {}
+
+
+def test_training_does_not_start_from_another_backbone(trained: Path, tmp_path: Path) -> None:
+    ended = call(*RUN, "MODEL.TYPE", "lenetspp", "TRAIN.WEIGHTS", trained / "model.safetensors", "OUT_DIR", tmp_path)
     assert_refused(ended, "another model")
     assert snapshot(tmp_path) == {}
 

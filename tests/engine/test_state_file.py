@@ -155,7 +155,7 @@ def test_damaged_ones_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_weights_of_another_model_are_refused() -> None:
     small, large = nn.Linear(2, 3), nn.Linear(2, 4)
-    with pytest.raises(InputError, match=r"a.file holds .* 2 names or shapes differ \(it bias is \[3\], not \[4\]\)"):
+    with pytest.raises(InputError, match=r"a.file holds .* 2 names or shapes differ \(its bias is \[3\], not \[4\]\)"):
         load_model_state(large, model_state(small), "a.file")
     with pytest.raises(InputError, match="lacks bias"):
         load_model_state(small, {"weight": small.weight}, "a.file")

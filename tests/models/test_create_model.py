@@ -44,8 +44,11 @@ def test_mistakes_are_named() -> None:
         create_model("lenet5", 10, "softmx")
     with pytest.raises(TypeError, match=r"lenet5 has no option 'widht'; it has: .*conv1_width"):
         create_model("lenet5", 10, widht=3)
-    with pytest.raises(ValueError, match="at least one class, not 0"):
-        create_model("lenet5", 0)
+    for classes in (0, None):
+        with pytest.raises(ValueError, match=f"needs num_classes, at least one, not {classes}"):
+            create_model("lenet5", classes)
+    with pytest.raises(ValueError, match="the Model Zoo has no weights 'lenet5'"):
+        create_model("lenet5", 10, pretrained=True)
 
 
 def test_list_models_imports_no_backbone_and_knows_all() -> None:

@@ -1,0 +1,165 @@
+"""Weights by name, URL or file name, and how they get into a model."""
+
+import contextlib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from pycls.engine.checkpoints import load_model_state
+from pycls.engine.state_file import load_weights
+from pycls.errors import InputError
+from pycls.models.classifier import Classifier
+from pycls.models.weight_names import FORMS, STEPS, Form, names, to_ours
+from pycls.registry import HEADS
+from pycls.runtime.download import is_url, shown
+from pycls.zoo.catalogue import Entry, entries, find
+from pycls.zoo.store import fetch
+
+logger = logging.getLogger(__name__)
+
+_ENDINGS = (".safetensors", ".pyth", ".pth", ".pt", ".bin", ".ckpt")
+_HEAD = "head."
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were read, and what is known of them.
+
+    Attributes:
+        state: tensors by name, as in the file.
+        source: what was asked for, for people.
+        colours: the order in which these weights want the colours of an image.
+        entry: the zoo's, if they are the zoo's.
+        about: what else the file tells.
+    """
+
+    state: dict[str, Tensor]
+    source: str
+    colours: Literal["RGB", "BGR"] = "RGB"
+    entry: Entry | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def load(source: str | Path) -> Weights:
+    """Reads a file, or what is fetched from a URL or for a name of the zoo. Nothing in it is run.
+
+    Args:
+        source: a file of weights or checkpoint (ours, pycls's, PyTorch's, safetensors), a URL of one, or a name such as
+            ``RegNetX-400MF`` or ``ResNet-50@torchvision-v2``. A file goes before a name.
+
+    Raises:
+        InputError: there is no such thing, or it holds no weights.
+        RunError: it cannot be fetched.
+    """
+    text, entry = str(source), None
+    if is_url(text):
+        entry = next((known for known in entries().values() if known.url == text), None)
+        path, text = fetch(text, entry.sha256 if entry else ""), shown(text)
+    elif Path(source).exists() or text.endswith(_ENDINGS):
+        path = Path(source)
+    else:
+        try:
+            entry = find(text)
+        except InputError as error:
+            raise InputError(f"no such file: {text}; and {error}") from None
+        path = fetch(entry.url, entry.sha256)
+    state, about = load_weights(path)
+    return Weights(state, text, entry.colours if entry else _colours(about), entry, about)
+
+
+def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> None:
+    """Copies weights into a classifier of the same architecture.
+
+    A model whose weights want BGR gets the first convolution's input channels in the opposite order, so that it takes RGB
+    as every other one does. It is saved so, too.
+
+    Args:
+        model: a classifier.
+        weights: from :func:`load`.
+        new_head: whether a head of another kind, or for other classes, is left as it is, which a line of the log says;
+            else the head's weights must fit too.
+
+    Raises:
+        InputError: they are another model's weights.
+    """
+    _check_options(model, weights)
+    own = dict(model.state_dict())
+    state = _in_our_names(model, weights)
+    if weights.colours == "BGR":
+        stem = _first_convolution(model)
+        state[stem] = state[stem].flip(1)
+    given = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD)}
+    kept = {name: tensor for name, tensor in own.items() if name.startswith(_HEAD)}
+    if new_head and {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in kept.items()}:
+        logger.info("%s: the backbone's weights are kept, the head starts anew: %s", weights.source, _difference(given, kept))
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)} | kept
+    load_model_state(model, state, weights.source)
+
+
+def _in_our_names(model: Classifier, weights: Weights) -> dict[str, Tensor]:
+    """The state dict in our names. Its head is the weights', and need not be the model's."""
+    if any(name.startswith("backbone.") for name in weights.state):
+        return dict(weights.state)
+    form = _form(model, weights)
+    classifier = names(_with_linear(model, 1), form)["head.similarity.weight"]
+    classes = len(weights.state[classifier]) if classifier in weights.state else 1
+    try:
+        state = to_ours(weights.state, _with_linear(model, classes), form)
+    except InputError as error:
+        raise InputError(f"{weights.source}: {error}") from None
+    return state | {name: tensor for name, tensor in model.state_dict().items() if name == STEPS}
+
+
+def _form(model: Classifier, weights: Weights) -> Form:
+    """Whose names these are: those of which the most are the model's."""
+    shared: dict[Form, int] = {}
+    for form in FORMS:
+        with contextlib.suppress(InputError):  # they have no such model
+            shared[form] = len(weights.state.keys() & set(names(_with_linear(model, 1), form).values()))
+    form = max(shared, key=lambda form: shared[form])
+    if not shared[form]:
+        first = next(iter(weights.state))
+        raise InputError(f"{weights.source} holds the weights of another model: it has {first}, and none that this model has")
+    return form
+
+
+def _with_linear(model: Classifier, classes: int) -> Classifier:
+    """The model with a linear classifier of so many classes on it; one without storage."""
+    with torch.device("meta"):
+        return Classifier(model.backbone, HEADS.get("softmax")(in_features=model.backbone.feature_dim, num_classes=classes))
+
+
+def _difference(given: dict[str, Tensor], kept: dict[str, Tensor]) -> str:
+    there, here = (state.get("head.similarity.weight") for state in (given, kept))
+    if there is None or here is None or given.keys() != kept.keys():
+        return "it is another one" if given else "these weights have none"
+    return f"it had {there.shape[0]} classes, and there are {here.shape[0]} now"
+
+
+def _first_convolution(model: nn.Module) -> str:
+    """The name of the weight [w_out, 3, k, k] that sees the image."""
+    return next(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def _check_options(model: nn.Module, weights: Weights) -> None:
+    """Numbers that the architecture leaves open and that the weights were trained with."""
+    kinds = {"bn_eps": ("BN.EPS", nn.BatchNorm2d), "ln_eps": ("LN.EPS", nn.LayerNorm)}
+    for option, wanted in (weights.entry.options if weights.entry else {}).items():
+        key, kind = kinds[option]
+        found = next((module.eps for module in model.modules() if isinstance(module, kind)), wanted)
+        if found != wanted:
+            raise InputError(f"{weights.source} was trained with {key} {wanted:g}, and the model has {found:g}: set it so")
+
+
+def _colours(about: dict[str, Any]) -> Literal["RGB", "BGR"]:
+    """Of a checkpoint of pycls: it reads the images of ImageNet in BGR, and its configuration says what it was trained on."""
+    try:
+        tree = yaml.safe_load(about["cfg"])
+        return "BGR" if tree["TRAIN"]["DATASET"].startswith("imagenet") else "RGB"
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return "RGB"
