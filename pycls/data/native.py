@@ -4,10 +4,12 @@ Nothing depends on it: without it, and for any file that it leaves alone, Pillow
 before it is used.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import io
+import logging
 import platform
 import shutil
 import subprocess
@@ -19,6 +21,8 @@ from PIL import Image
 
 from pycls.data.cache import cache_folder, keep
 from pycls.data.cut import Cut, cut_array
+
+logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("jpeg_cut.c")
 COMPILERS = ("cc", "gcc", "clang")
@@ -65,10 +69,12 @@ class JpegCutter:
 @functools.cache
 def jpeg_cutter() -> JpegCutter | None:
     """The library of this machine, compiled if it has not been; None where that cannot be (:func:`why_not`)."""
-    try:
-        return _load()
-    except (OSError, subprocess.SubprocessError, _Unfit):
-        return None
+    found = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError, _Unfit):
+        found = _load()
+    if found is None:
+        logger.warning("JPEGs are decoded by Pillow, about half as fast: %s", why_not())
+    return found
 
 
 def why_not() -> str:

@@ -67,6 +67,14 @@ def test_heads_has_every_head(main: Callable[..., str]) -> None:
         assert name in rows, f"no row for {name}"
 
 
+def test_loading() -> None:
+    text = run("loading.py", "--quick")
+    for part in ("train, 1 core", "eval, 1 core"):
+        assert part in text
+    for row in ("torchvision ImageFolder (PIL)", "torchvision v2 (tensor)", "pycls", "pycls, Pillow", "decode only"):
+        assert text.count(f"\n{row} ") == 2, row
+
+
 @linux
 def test_heads_memory_of_a_process_each() -> None:
     text = run("heads.py", "--quick", "--heads", "arcface", "--no-peers", "--memory")

@@ -191,6 +191,7 @@ def test_without_a_compiler_pillow_does_it(tmp_path: Path) -> None:
             env={"PATH": str(path), "PYTHONPATH": str(ROOT), "PYCLS_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
         )  # fmt: skip
         assert done.returncode == 0 and done.stdout.startswith("None |") and reason in done.stdout, done
+        assert "JPEGs are decoded by Pillow" in done.stderr and reason in done.stderr
 
 
 def test_it_is_compiled_once_and_also_without_a_place_to_keep_it(tmp_path: Path, monkeypatch, cutter) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,23 @@ def test_the_list_of_files_is_kept_until_a_folder_changes(tmp_path: Path, cache:
     os.utime(base / "train" / WNIDS[0], (1e9, 1e9))
     kept.write_bytes(b"damaged")
     assert len(list_images(base, "train", WNIDS)[0]) == 19
+
+
+@pytest.mark.slow
+def test_a_second_start_on_imagenet_takes_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,281,000 files in 1,000 folders, which are only said to be there."""
+    folders = [f"n{number:08}" for number in range(1000)]
+    for folder in folders:
+        (tmp_path / "imagenet" / "train" / folder).mkdir(parents=True)
+        os.utime(tmp_path / "imagenet" / "train" / folder, (1e9, 1e9))
+    with monkeypatch.context() as patch:
+        patch.setattr(file_index.os, "listdir", lambda folder: [f"{Path(folder).name}_{i}.JPEG" for i in range(1281)])
+        first = ImageNet(str(tmp_path), "train")
+    start = time.perf_counter()
+    second = ImageNet(str(tmp_path), "train")
+    took = time.perf_counter() - start
+    assert len(second) == 1_281_000 and second.describe(1_280_999) == first.describe(1_280_999)
+    assert took <= 2.0, took
 
 
 def write_tar(path: Path, first: int, count: int, label: str = "cls") -> None:
