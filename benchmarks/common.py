@@ -18,6 +18,9 @@ from pathlib import Path
 import torch
 
 Job = Callable[[], object]
+SLICE_S = 0.005
+"""Seconds of a slice; shorter calls are timed several at once."""
+
 Clock = Callable[[Job, int], float]
 """(job, calls) -> seconds for all the calls together."""
 
@@ -97,24 +100,32 @@ def side_by_side(
     clock: Clock = cpu_seconds,
     least_s: float = 0.1,
 ) -> dict[str, Measured]:
-    """Times every job right beside the one it is compared with, ``rounds`` times; both in turns go first.
+    """Times every job right beside the one it is compared with, ``rounds`` times.
+
+    Within a round the two take turns slice by slice, a slice being a call or ``SLICE_S``, so that a neighbour on the same
+    machine, who comes and goes in tenths of a second, disturbs both alike; who goes first changes with the round.
 
     Args:
         jobs: by name; those that only stand beside others are among them.
         beside: name -> name of the job it is compared with. A job missing here is timed only as others' neighbour.
         rounds: how often.
         clock: how a job is timed.
-        least_s: calls are repeated within a measurement until it lasts about so long.
+        least_s: slices are repeated within a round until a job's own last about so long.
 
     Returns:
         The measurements by name. A job beside others has its seconds from all of them.
     """
     calls = {name: _calls(job, clock, least_s) for name, job in jobs.items()}
+    slices = {name: _calls(job, clock, min(least_s, SLICE_S)) for name, job in jobs.items()}
     found = {name: Measured() for name in jobs}
     for number in range(rounds):
         for name, neighbour in beside.items():
             pair = (neighbour, name) if number % 2 == 0 else (name, neighbour)
-            took = {who: clock(jobs[who], calls[who]) / calls[who] for who in pair}
+            count = max(max(1, round(calls[who] / slices[who])) for who in pair)
+            took = dict.fromkeys(pair, 0.0)
+            for _ in range(count):
+                for who in pair:
+                    took[who] += clock(jobs[who], slices[who]) / slices[who] / count
             for who, seconds in took.items():
                 found[who].seconds.append(seconds)
             found[name].ratios.append(took[name] / took[neighbour])

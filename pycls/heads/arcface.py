@@ -1,6 +1,7 @@
 """Additive angular margins: ArcFace, its sub-centre form, and the combined margin (Deng et al., CVPR 2019; ECCV 2020)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +13,33 @@ from pycls.heads.parts import Margin
 from pycls.registry import HEADS, MARGINS
 
 
-def sine(cos: Tensor) -> Tensor:
-    """sqrt(1 - cos^2), 0 without a slope where rounding decides what is left of it: there the slope has no bound."""
-    square, least = 1 - cos.square(), 4 * torch.finfo(cos.dtype).eps
-    return torch.where(square > least, square.clamp(min=least).sqrt(), 0)
-
-
 def angle(cos: Tensor) -> Tensor:
     """arccos, 0 or pi without a slope where rounding decides."""
     square, least = 1 - cos.square(), 4 * torch.finfo(cos.dtype).eps
     inner = square > least
     return torch.where(inner, torch.where(inner, cos, 0).acos(), torch.where(cos > 0, 0.0, math.pi))
+
+
+class _Turned(torch.autograd.Function):
+    """cos -> cos(theta + m), continued; its slope is made with the value, which saves autograd's walk back.
+
+    Where rounding decides what is left of the sine, the slope stops growing: it has no bound.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cos: Tensor, m: float, easy: bool) -> Tensor:  # type: ignore[override]
+        sine = (1 - cos.square()).clamp_(min=0).sqrt_()
+        turned = (cos * math.cos(m)).sub_(sine, alpha=math.sin(m))
+        slope = (cos / sine.clamp_(min=2 * torch.finfo(cos.dtype).eps ** 0.5)).mul_(math.sin(m)).add_(math.cos(m))
+        outside = cos <= 0 if easy else cos < math.cos(math.pi - m)
+        ctx.save_for_backward(slope.masked_fill_(outside, 1.0))
+        return torch.where(outside, cos if easy else cos - m * math.sin(m), turned)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None
 
 
 @MARGINS.register("additive_angle")
@@ -51,11 +68,8 @@ class AdditiveAngle(Margin):
 
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """cos(theta + m), continued."""
-        m = self.value
-        turned = measure * math.cos(m) - sine(measure) * math.sin(m)
-        if self.easy_margin:
-            return torch.where(measure > 0, turned, measure)
-        return torch.where(measure >= math.cos(math.pi - m), turned, measure - m * math.sin(m))
+        result: Tensor = _Turned.apply(measure, self.value, self.easy_margin)
+        return result
 
     def extra_repr(self) -> str:
         """margin, easy_margin."""

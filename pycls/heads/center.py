@@ -54,25 +54,29 @@ class CenterLoss(Auxiliary):
 
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, as a mean."""
-        distances = (features - self.centers[labels]).square().sum(dim=1)
+        distances = (features - self.centers.index_select(0, labels)).square().sum(dim=1)
         return self.weight / 2 * (distances * weights).sum()
 
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Equation 4; a mixture counts by its shares."""
+        """Equation 4; a mixture counts by its shares. Only the batch's own rows are touched."""
         if not self.by_paper:
             return
-        width = features.shape[1]
-        # sums and counts side by side: one collective for both
-        sums = features.new_zeros(len(self.centers), width + 1)
-        sums.index_add_(0, labels, torch.cat((features * weights[:, None], weights[:, None]), dim=1))
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        counts = sums[:, width:]
-        self.centers.sub_(self.center_rate * (counts * self.centers - sums[:, :width]) / (1 + counts))
+            features, labels, weights = (gathered(t) for t in (features, labels, weights))
+        counts = features.new_ones(len(self.centers)).index_add_(0, labels, weights)
+        pull = (features - self.centers.index_select(0, labels)).mul_((self.center_rate * weights / counts[labels])[:, None])
+        self.centers.index_add_(0, labels, pull)
 
     def extra_repr(self) -> str:
         """weight, center_rate."""
         return f"weight={self.weight}, " + (f"center_rate={self.center_rate}" if self.by_paper else "gradient form")
+
+
+def gathered(values: Tensor) -> Tensor:
+    """The rows of all processes, in the order of their ranks; each has as many."""
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
 
 
 @HEADS.register("center")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity, Target, unit
+from pycls.heads.parts import Queries, Similarity, Target
 from pycls.heads.scale import Learning, Scale
 from pycls.registry import HEADS, SIMILARITIES
 
@@ -39,7 +39,7 @@ class Cosine(Similarity):
             raise ValueError(f"a class has at least one centre, not {num_centers}")
         # rows of about unit length: the step that a learning rate makes turns them by an angle that does not hang on D
         self.weight = nn.Parameter(torch.empty(num_classes * num_centers, in_features).normal_(0.0, in_features**-0.5))
-        self.form = Form(columns="unit", num_centers=num_centers)
+        self.form = Form("cosine", num_centers=num_centers)
         self.scaling = Scale(scale, learning, num_classes)
 
     @property
@@ -50,7 +50,7 @@ class Cosine(Similarity):
 
     def queries(self, features: Tensor) -> Queries:
         """s x / |x|."""
-        return Queries(unit(features) * self.scale)
+        return Queries(features, length=self.scale)
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """u / s."""

@@ -51,7 +51,7 @@ class CrossEntropy(SoftmaxCriterion):
 
     def forward(self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, classes: int) -> Tensor:
         """``log(1 + exp(others - target))`` is ``-log p_y``; smoothing takes its share of all classes' terms."""
-        losses = -F.logsigmoid(target - others)
+        losses = F.softplus(others - target, threshold=60)  # the sum is exact to the last place there
         if total is None:
             return losses
         weights = None if self.weights is None else self.class_weights().to(target.dtype)  # type: ignore[union-attr]

@@ -8,13 +8,15 @@ The k largest s are taken apart. Their product dominates sigma_k, however far ap
 All others are at most the k-th, so that after division by it they are in [0, 1], and their polynomial needs no logarithm:
 it is a product tree of sums and products of numbers >= 0. Nothing is ever subtracted there, nor when the tree is run
 backwards; the gradient of the k largest is the smaller of two differences. So all are exact to a few roundings, and nothing
-waits for the device.
+waits for the device. For few places, k <= 8, ``power_sums.py`` has what is left cheaper still.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from pycls.heads.power_sums import MOST_PLACES, LogRatio
 
 GROUPS = 32
 """Numbers multiplied into polynomials side by side: the columns of a step."""
@@ -36,7 +38,7 @@ def log_ratio_of_others(z: Tensor, labels: Tensor, k: int, temperature: float) -
         The log-ratio [N] and the k-th largest other score [N], both differentiable, and the ``min(k + 1, K - 1)`` largest
         other scores, descending, without gradient.
     """
-    ratio, kth, top = _LogRatio.apply(z, labels, k, temperature)
+    ratio, kth, top = (LogRatio if k <= MOST_PLACES else _LogRatio).apply(z, labels, k, temperature)
     return ratio, kth, top
 
 

@@ -1,8 +1,10 @@
 """What distinguishes one similarity from another in the pass over the prototypes (``gram.py``)."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 20
@@ -15,8 +17,18 @@ TINY = 1e-24
 """Squared norm under which a vector counts as zero: its cosine with anything is 0, and so is the gradient."""
 
 
+def float_products(device_type: str) -> AbstractContextManager[object]:
+    """Where the products of a head are made: outside of autocast. To ask is quicker than to leave what was never entered."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
 class Link:
     """u -> z elementwise; this one is the identity. ``scale`` is a 0-dim tensor that multiplies the result, or None."""
+
+    @property
+    def identity(self) -> bool:
+        """Whether z is u."""
+        return type(self) is Link
 
     def apply_(self, u: Tensor, scale: Tensor | None) -> Tensor:
         """The logits of measures ``u``; may overwrite ``u``."""
@@ -27,7 +39,7 @@ class Link:
         return grad
 
     def measure(self, z: Tensor, scale: Tensor | None) -> Tensor:
-        """u from z, for links used with ``columns="unit"``."""
+        """u from z, for links used with cosines."""
         return z
 
 
@@ -36,13 +48,15 @@ class Form:
     """Which member of the family a similarity is.
 
     Attributes:
-        columns: ``"plain"`` u = p, ``"unit"`` u = p / |w|, ``"square"`` u = p + square |w|^2.
-        square: the coefficient c of ``"square"``.
+        kind: ``"product"`` u = p, ``"cosine"`` u = p / |w|, ``"distance"`` u = constant - rate |x - w|^2.
+        rate: of a distance, > 0.
+        constant: of a distance.
         link: the function u -> z.
         num_centers: prototypes a class; the measure of a class is the largest of its prototypes'.
     """
 
-    columns: Literal["plain", "unit", "square"] = "plain"
-    square: float = 0.0
+    kind: Literal["product", "cosine", "distance"] = "product"
+    rate: float = 0.0
+    constant: float = 0.0
     link: Link = field(default_factory=Link)
     num_centers: int = 1

@@ -3,13 +3,12 @@
 Every similarity here is a function of the product ``p = x . w`` and of the squared norms of ``x`` and ``w``, in three
 steps:
 
-    p [N, K] = x W^T                                     x [N, D] already carries what depends on x alone
-    u        = p,  p / |w|,  or  p + c |w|^2             (+ bias [K]) (+ row [N]): the measure
-    z        = link(u), such as u itself or exp(u)       the logits
+    p [N, K] = x W^T                                      x [N, D], or s x / |x|
+    u        = p,  p / |w|,  or  c - r (|x|^2 - 2 p + |w|^2)     (+ bias [K]): the measure
+    z        = link(u), such as u itself or exp(u)        the logits
 
-What depends on x alone (its normalisation, a scale, ``|x|^2``) is left to autograd, outside: that costs O(ND). What has
-the size of W or of the logits is done here by hand, class chunk by class chunk while the chunk is in the cache, so that
-neither a normalised copy of W nor any [N, K, D] or autograd's chain of [N, K] arrays ever exists.
+All of it, the features' normalisation included, is done here by hand, class chunk by class chunk while the chunk is in the
+cache, so that neither a normalised copy of W nor any [N, K, D] or autograd's chain of [N, K] arrays ever exists.
 
 Softmax losses need three numbers a sample and no more: the target's measure, the log-sum-exp over the *other* classes
 and, for label smoothing, the sum of the logits. Those come out of the same pass as [N] vectors; margins, criteria and
@@ -31,23 +30,24 @@ chunk, which costs a fourth product beside the three and no memory that grows wi
 
 
 class Scores(NamedTuple):
-    """What one pass over the prototypes gives. L is the number of label sets (2 for a mixture); None if not asked for.
+    """What one pass over the prototypes gives. L is the number of label sets (2 for a mixture). None or empty: not asked for.
 
     Attributes:
         logits: [N, K]; None where they are computed again for the backward pass.
-        others: [N, L], log-sum-exp of the logits (plus ``offset``) over the classes that are not the target.
+        others: L times [N], log-sum-exp of the logits (plus ``offset``) over the classes that are not the target.
         total: [N], (weighted) sum of the logits over all classes.
-        measure: [N, L], u of the target.
-        squared_norm: [N, L], |w|^2 of the target's prototype.
-        rival: [N, L], the largest logit (without ``offset``) of the other classes; no gradient.
+        measure: L times [N], u of the target.
+        squared_norm: L times [N], |w|^2 of the target's prototype.
+        rival: [N], the largest logit (without ``offset``) of the first label set's other classes, where the logits are not
+            kept; no gradient.
     """
 
     logits: Tensor | None
-    others: Tensor | None
     total: Tensor | None
-    measure: Tensor | None
-    squared_norm: Tensor | None
     rival: Tensor | None
+    others: tuple[Tensor, ...]
+    measure: tuple[Tensor, ...]
+    squared_norm: tuple[Tensor, ...]
 
 
 def gram_scores(
@@ -55,7 +55,7 @@ def gram_scores(
     weight: Tensor,
     form: Form,
     *,
-    row: Tensor | None = None,
+    length: Tensor | float | None = None,
     bias: Tensor | None = None,
     scale: Tensor | None = None,
     offset: Tensor | None = None,
@@ -68,40 +68,52 @@ def gram_scores(
     """Scores of features x [N, D] against prototypes ``weight`` [K * num_centers, D], differentiable once.
 
     Args:
-        x: features, with everything that depends on them alone applied.
+        x: features.
         weight: the prototypes, those of a class in adjacent rows.
         form: the similarity.
-        row: [N], added to the measures of a sample.
+        length: the norm that the features are given first, a number or a 0-dim tensor; None to leave them as they are.
         bias: [K], added to the measures of a class.
         scale: 0-dim, handed to the link.
         offset: [K], added to the logits inside ``others`` only (logit adjustment); no gradient.
         targets: int64 [N, L], each in 0..K-1; where there is none, any, with no gradient from what comes of it.
         reduce: whether ``others`` is wanted.
         total: whether ``total`` is wanted; weights [K] for a weighted sum.
-        norms: whether ``squared_norm`` is wanted (``columns="plain"`` and one centre a class).
+        norms: whether ``squared_norm`` is wanted (of one centre a class).
         chunk: classes a chunk; 0 chooses. With a number of one's own, or more than ``KEPT_ELEMENTS`` logits, softmax losses
             do not keep the logits: ``reduce`` without them.
     """
     if targets is None and torch.compiler.is_exporting():
-        return Scores(_graph_logits(x, weight, form, row, bias, scale), None, None, None, None, None)
+        return Scores(_graph_logits(x, weight, form, bias, scale, length), None, None, (), (), ())
     many = len(x) * (len(weight) // form.num_centers) > KEPT_ELEMENTS
     keep = not (reduce and torch.is_grad_enabled() and (chunk > 0 or many))
     weights = total if isinstance(total, Tensor) else weight.new_ones(len(weight) // form.num_centers) if total else None
-    return Scores(*Gram.apply(x, weight, row, bias, scale, offset, targets, weights, form, reduce, norms, chunk, keep))
+    logits, whole, rival, *of_sets = Gram.apply(
+        x, weight, bias, scale, length, offset, targets, weights, form, reduce, norms, chunk, keep
+    )
+    sets = 0 if targets is None else targets.shape[1]
+    others, of_targets = (tuple(of_sets[:sets]), of_sets[sets:]) if reduce else ((), of_sets)
+    return Scores(logits, whole, rival, others, tuple(of_targets[:sets]), tuple(of_targets[sets:]))
 
 
 def _graph_logits(
-    x: Tensor, weight: Tensor, form: Form, row: Tensor | None, bias: Tensor | None, scale: Tensor | None
+    x: Tensor, weight: Tensor, form: Form, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None
 ) -> Tensor:
     """Logits [N, K] as a graph for any N, for ``torch.export``: neither the chunks nor the storage may depend on N there."""
-    squares = torch.linalg.vector_norm(weight, dim=1).square()
+    if length is not None:
+        x = x * (length * _inverse(torch.linalg.vector_norm(x, dim=1, keepdim=True)))
     u = x @ weight.t()
-    if form.columns == "unit":
-        u = u * torch.where(squares > TINY, squares.rsqrt(), 0)
-    elif form.columns == "square":
-        u = u + form.square * squares
+    norms = torch.linalg.vector_norm(weight, dim=1)
+    if form.kind == "cosine":
+        u = u * _inverse(norms)
+    elif form.kind == "distance":
+        squares = x.square().sum(dim=1, keepdim=True)
+        u = form.constant - form.rate * (squares - 2 * u + norms.square())
     if form.num_centers > 1:
         u = u.unflatten(1, (-1, form.num_centers)).amax(dim=2)
     u = u if bias is None else u + bias
-    u = u if row is None else u + row[:, None]
     return form.link.apply_(u.clone(), scale)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """1 / |w|, or 0 for a vector that counts as zero."""
+    return torch.where(norms > TINY**0.5, norms.reciprocal(), 0)

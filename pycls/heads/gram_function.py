@@ -1,11 +1,14 @@
 """Forward and backward of :func:`pycls.heads.gram.gram_scores`, by hand, class chunk by class chunk."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pycls.heads.form import CHUNK_ELEMENTS, LOGITS_ELEMENTS, TINY, Form
+from pycls.heads.form import CHUNK_ELEMENTS, LOGITS_ELEMENTS, TINY, Form, float_products
 
 
 def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple[int, int]]:
@@ -18,25 +21,26 @@ def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple
 
 
 class _Places:
-    """Where the targets [N] are within the chunk [low, high) of K classes. Nothing here waits for the device."""
+    """Where the targets, a column [N, 1], are within the chunk [low, high) of K classes. Nothing here waits for the device."""
 
-    def __init__(self, targets: Tensor, low: int, high: int, classes: int) -> None:
-        self.column, self.there = targets[:, None], None
+    def __init__(self, column: Tensor, low: int, high: int, classes: int) -> None:
+        self.column, self.there = column, None
         if high - low < classes:
-            self.there = (self.column >= low) & (self.column < high)
-            self.column = (self.column - low).clamp_(0, high - low - 1)
+            self.there = (column >= low) & (column < high)
+            self.column = (column - low).clamp_(0, high - low - 1)
 
-    def read(self, values: Tensor, otherwise: Tensor) -> Tensor:
-        """The targets' ``values`` [N, c], and ``otherwise`` [N] for those that are in another chunk."""
-        found = values.gather(1, self.column)[:, 0]
-        return found if self.there is None else torch.where(self.there[:, 0], found, otherwise)
+    def read(self, values: Tensor, otherwise: Tensor | None) -> Tensor:
+        """The targets' ``values`` [N, 1], and ``otherwise`` for those that are in another chunk."""
+        found = values.gather(1, self.column)
+        return found if self.there is None or otherwise is None else torch.where(self.there, found, otherwise)
 
-    def put(self, values: Tensor, value: float) -> Tensor:
-        """Writes ``value`` at the targets; returns what stood there, [N, 1], for :meth:`restore`."""
-        old = values.gather(1, self.column)
+    def put(self, values: Tensor, value: float, old: Tensor | None = None) -> Tensor:
+        """Writes ``value`` at the targets; returns what stood there, [N, 1], for :meth:`restore` (``old`` if it is known)."""
         if self.there is None:
+            old = values.gather(1, self.column) if old is None else old
             values.scatter_(1, self.column, value)
         else:
+            old = values.gather(1, self.column)
             values.scatter_(1, self.column, torch.where(self.there, value, old))
         return old
 
@@ -45,73 +49,108 @@ class _Places:
         values.scatter_(1, self.column, old)
 
     def add(self, values: Tensor, added: Tensor) -> None:
-        """Adds ``added`` [N] at the targets."""
-        column = added[:, None]
-        values.scatter_add_(1, self.column, column if self.there is None else torch.where(self.there, column, 0))
+        """Adds ``added`` [N, 1] at the targets."""
+        values.scatter_add_(1, self.column, added if self.there is None else torch.where(self.there, added, 0))
+
+
+@dataclass
+class _Operands:
+    """What a pass multiplies, and what it adds.
+
+    Attributes:
+        x: [N, D], the features as they are multiplied: of the given length, if they are given one.
+        row: [N, 1], added to a sample's measures: a distance's share that depends on x alone; or None.
+        inverse: [K * centers], 1 / |w| of the prototypes where they count as unit vectors; or None.
+        picks: uint8 [N, K], which of its centres is a class's measure; or None for one centre a class.
+    """
+
+    x: Tensor
+    weight: Tensor
+    form: Form
+    bias: Tensor | None
+    scale: Tensor | None
+    row: Tensor | None
+    inverse: Tensor | None
+    picks: Tensor | None
 
 
 class _Chunk:
     """The classes [low, high) and how their measures and logits come from the features."""
 
-    def __init__(
-        self, low: int, high: int, x: Tensor, weight: Tensor, form: Form, row: Tensor | None, bias: Tensor | None,
-        scale: Tensor | None, inverse: Tensor | None, picks: Tensor | None,
-    ) -> None:  # fmt: skip
-        self.low, self.high, self.x, self.form, self.row, self.scale = low, high, x, form, row, scale
-        self.rows = slice(low * form.num_centers, high * form.num_centers)
-        self.block = weight[self.rows]
-        self.bias = None if bias is None else bias[low:high]
-        self.inverse = None if inverse is None else inverse[self.rows]
-        self.picks = None if picks is None else picks[:, low:high]
+    def __init__(self, low: int, high: int, work: _Operands) -> None:
+        self.low, self.work, self.form = low, work, work.form
+        centers = work.form.num_centers
+        self.rows = slice(low * centers, high * centers)
+        self.block = work.weight[self.rows]
+        self.bias = None if work.bias is None else work.bias[low:high]
+        self.inverse = None if work.inverse is None else work.inverse[self.rows]
+        self.picks = None if work.picks is None else work.picks[:, low:high]
 
     def measures(self, out: Tensor, first: bool) -> Tensor:
         """u [N, c], in ``out``. The first time the prototypes' norms and the picked centres are stored, too."""
-        centers = self.form.num_centers
-        p = torch.mm(self.x, self.block.t(), out=out) if centers == 1 else torch.mm(self.x, self.block.t())
+        form, x, bias, rate = self.form, self.work.x, self.bias, self.form.rate
+        direct = {"out": out} if form.num_centers == 1 else {}
+        if form.kind == "distance":
+            squares = torch.linalg.vector_norm(self.block, dim=1).square_()
+            p = torch.addmm(squares, x, self.block.t(), beta=-rate, alpha=2 * rate, **direct)
+            if self.work.row is not None:
+                p.add_(self.work.row)
+        elif form.kind == "product" and bias is not None and form.num_centers == 1:
+            p, bias = torch.addmm(bias, x, self.block.t(), out=out), None
+        else:
+            p = torch.mm(x, self.block.t(), **direct)
         if self.inverse is not None:
             if first:
-                squares = torch.linalg.vector_norm(self.block, dim=1).square_()
-                self.inverse.copy_(torch.where(squares > TINY, squares.rsqrt(), 0))
+                torch.linalg.vector_norm(self.block, dim=1, out=self.inverse)
+                torch.threshold_(self.inverse, TINY**0.5, math.inf).reciprocal_()  # 0 for a prototype that counts as zero
             p.mul_(self.inverse)
-        elif self.form.columns == "square":
-            p.add_(torch.linalg.vector_norm(self.block, dim=1).square_(), alpha=self.form.square)
         if self.picks is not None:
-            best = p.view(len(p), -1, centers).max(dim=2)
+            best = p.view(len(p), -1, form.num_centers).max(dim=2)
             p = out.copy_(best.values)
             self.picks.copy_(best.indices)
-        if self.bias is not None:
-            p.add_(self.bias)
-        if self.row is not None:
-            p.add_(self.row[:, None])
-        return p
+        return p if bias is None else p.add_(bias)
 
     def logits(self, u: Tensor) -> Tensor:
         """z [N, c], in place of u."""
-        z = self.form.link.apply_(u, self.scale)
+        z = self.form.link.apply_(u, self.work.scale)
         return u if z is u else u.copy_(z)
 
-    def pull(self, grad: Tensor, z: Tensor, grad_x: Tensor | None, grad_weight: Tensor | None) -> None:
-        """From the gradient by the measures [N, c] to those by x (added to) and by the prototypes (written)."""
-        form, stretch = self.form, None  # [c]: the gradient's part along each prototype itself
-        if form.columns == "unit":
+    def pull(
+        self, grad: Tensor, z: Tensor, grad_x: Tensor | None, grad_weight: Tensor | None, along_x: Tensor | None
+    ) -> None:
+        """From the gradient by the measures [N, c] to those by x (set by the first chunk, then added to) and prototypes.
+
+        Of what depends on |x| only the sums over the classes are added to ``along_x`` [N, 1].
+        """
+        form, stretch, factor = self.form, None, 1.0  # stretch [c]: of the gradient along each prototype itself
+        if form.kind == "cosine":
             # d(p / |w|) / dw = x / |w| - u w / |w|^2
-            along = grad * form.link.measure(z, self.scale)
-            if self.picks is not None:
-                along = _spread(along, self.picks, form.num_centers)
-            assert self.inverse is not None
-            stretch = along.sum(dim=0).mul_(self.inverse.square()).neg_()
-        elif form.columns == "square":
-            stretch = grad.sum(dim=0).mul_(2 * form.square)
+            along = grad * form.link.measure(z, self.work.scale)
+            if along_x is not None:
+                along_x += along.sum(dim=1, keepdim=True)
+            if grad_weight is not None:
+                if self.picks is not None:
+                    along = _spread(along, self.picks, form.num_centers)
+                assert self.inverse is not None
+                stretch = along.sum(dim=0).mul_(self.inverse).mul_(self.inverse)
+        elif form.kind == "distance":
+            factor = 2 * form.rate
+            if along_x is not None:
+                along_x += grad.sum(dim=1, keepdim=True)
         if self.picks is not None:
             grad = _spread(grad, self.picks, form.num_centers)
         if self.inverse is not None:
             grad = grad.mul_(self.inverse)
         if grad_x is not None:
-            grad_x.addmm_(grad, self.block)
+            grad_x.addmm_(grad, self.block, beta=float(self.low > 0), alpha=factor)
         if grad_weight is not None:
-            torch.mm(grad.t(), self.x, out=grad_weight[self.rows])
-            if stretch is not None:
-                grad_weight[self.rows].addcmul_(self.block, stretch[:, None])
+            if form.kind == "distance":
+                stretch = grad.sum(dim=0)
+            rows = grad_weight[self.rows]
+            if stretch is None:
+                torch.mm(grad.t(), self.work.x, out=rows)
+            else:
+                torch.mul(self.block, stretch[:, None], out=rows).addmm_(grad.t(), self.work.x, beta=-factor, alpha=factor)
 
 
 def _spread(values: Tensor, picks: Tensor, centers: int) -> Tensor:
@@ -121,11 +160,11 @@ def _spread(values: Tensor, picks: Tensor, centers: int) -> Tensor:
 
 
 class Gram(torch.autograd.Function):
-    """See :func:`pycls.heads.gram.gram_scores`."""
+    """See :func:`pycls.heads.gram.gram_scores`. Of L label sets the results are L vectors [N] each."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, row: Tensor | None, bias: Tensor | None, scale: Tensor | None,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None,
         offset: Tensor | None, targets: Tensor | None, total: Tensor | None, form: Form, reduce: bool, norms: bool,
         chunk: int, keep: bool,
     ) -> tuple[Tensor | None, ...]:
@@ -133,79 +172,97 @@ class Gram(torch.autograd.Function):
         limits = chunks(classes, weight.shape[1] * form.num_centers, samples, chunk)
         z = x.new_empty(samples, classes) if keep else None
         buffer = None if keep else x.new_empty(samples, limits[0][1])
-        inverse = x.new_empty(len(weight)) if form.columns == "unit" else None
+        inverse = x.new_empty(len(weight)) if form.kind == "cosine" else None
         picks = x.new_zeros(samples, classes, dtype=torch.uint8) if form.num_centers > 1 else None
-        label_sets = 0 if targets is None else targets.shape[1]
-        measure = None if targets is None else x.new_empty(samples, label_sets)
-        peak = x.new_full((samples, label_sets), torch.finfo(x.dtype).min) if reduce else None
-        rival = peak if offset is None or peak is None else peak.clone()
-        mass = x.new_zeros(samples, label_sets) if reduce else None
-        sums = None if total is None else x.new_zeros(samples)
-        hot = None
+        factor = row = None
+        if length is not None:
+            factor = torch.threshold_(torch.linalg.vector_norm(x, dim=1, keepdim=True), TINY**0.5, math.inf)
+            factor = factor.reciprocal_().mul_(length)
+            x = x * factor
+        elif form.kind == "distance":
+            row = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().mul_(-form.rate).add_(form.constant)
+        work = _Operands(x, weight, form, bias, scale, row, inverse, picks)
+        columns = _columns(targets)
+        measure: list[Tensor | None] = [None] * len(columns)
+        sums: list[list[Tensor]] = [[] for _ in columns]  # log-sum-exp [N, 1] of each label set's chunks
+        rivals: list[list[Tensor]] = [[] for _ in columns]
+        whole = None if total is None else x.new_zeros(samples)
+        share = None
         for low, high in limits:
-            part = _Chunk(low, high, x, weight, form, row, bias, scale, inverse, picks)
+            part = _Chunk(low, high, work)
             u = part.measures(_view(z, buffer, low, high), first=True)
-            for k in range(label_sets):
-                assert targets is not None and measure is not None
-                measure[:, k] = _Places(targets[:, k], low, high, classes).read(u, measure[:, k])
+            places = [_Places(column, low, high, classes) for column in columns]
+            measure = [place.read(u, found) for place, found in zip(places, measure, strict=True)]
             logits = part.logits(u)
-            if sums is not None and total is not None:
-                sums += logits @ total[low:high]
-            if targets is not None and peak is not None and rival is not None and mass is not None:
-                shifted = logits if offset is None else logits + offset[low:high]
-                for k in range(label_sets):
-                    places = _Places(targets[:, k], low, high, classes)
-                    old = places.put(shifted, -torch.inf)
-                    top = torch.maximum(peak[:, k], shifted.amax(dim=1))
-                    hot = (shifted - top[:, None]).exp_()
-                    mass[:, k] = mass[:, k] * (peak[:, k] - top).exp() + hot.sum(dim=1)
-                    peak[:, k] = top
-                    places.restore(shifted, old)
-                    if offset is not None and not keep:
-                        old = places.put(logits, -torch.inf)
-                        rival[:, k] = torch.maximum(rival[:, k], logits.amax(dim=1))
-                        places.restore(logits, old)
-        others = None
-        if peak is not None and mass is not None:
-            # with no other class at all the sum is empty: a finite stand-in for log 0 keeps the gradients finite
-            others = torch.where(mass > 0, peak + mass.log(), torch.finfo(x.dtype).min / 4)
+            if whole is not None and total is not None:
+                whole += logits @ total[low:high]
+            if not reduce:
+                continue
+            shifted = logits.contiguous() if offset is None else logits + offset[low:high]
+            same = form.link.identity and offset is None
+            for k, place in enumerate(places):
+                old = place.put(shifted, -torch.inf, measure[k] if same else None)
+                share, log_sum = _softmax(shifted)
+                sums[k].append(log_sum)
+                if shifted is logits or len(places) > 1:
+                    place.restore(shifted, old)
+                if not keep:
+                    old = place.put(logits, -torch.inf)
+                    rivals[k].append(logits.amax(dim=1, keepdim=True))
+                    place.restore(logits, old)
+        log_sums = [_joined(parts) for parts in sums if parts]
+        others = [_merged(parts, classes) for parts in log_sums]
+        rival = _joined(rivals[0]).amax(dim=1) if reduce and not keep else None
+        if rival is not None:
             ctx.mark_non_differentiable(rival)
-        squared_norm = None
-        if norms and targets is not None:
-            squared_norm = torch.linalg.vector_norm(weight[targets], dim=2).square_()
-        # one chunk and one label set: the exponentials are small enough to keep, and save the backward pass its own
-        hot = hot if len(limits) == 1 and label_sets == 1 else None
+        norms_found = [_rows(weight, column).square_().sum(dim=1) for column in columns] if norms else []
+        # one chunk and one label set: the softmax is small enough to keep, and saves the backward pass its own
+        share = share if len(limits) == 1 and len(columns) == 1 else None
         ctx.set_materialize_grads(False)
-        ctx.form, ctx.limits = form, limits
-        ctx.save_for_backward(x, weight, row, bias, scale, offset, targets, total, z, inverse, picks, others, mass, hot)
-        return z, others, sums, measure, squared_norm, rival
+        ctx.form, ctx.limits, ctx.sets, ctx.length = form, limits, len(columns), length if isinstance(length, float) else None
+        ctx.save_for_backward(
+            x, weight, bias, scale, length if isinstance(length, Tensor) else None, factor, row, offset, targets, total, z,
+            inverse, picks, share, *others, *([] if share is not None else log_sums),
+        )  # fmt: skip
+        return z, whole, rival, *others, *(m[:, 0] for m in measure if m is not None), *norms_found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # type: ignore[override]
-        ctx: Any, grad_z: Tensor | None, grad_others: Tensor | None, grad_total: Tensor | None,
-        grad_measure: Tensor | None, grad_norm: Tensor | None, _: Tensor | None,
+        ctx: Any, grad_z: Tensor | None, grad_total: Tensor | None, _: Tensor | None, *by_sets: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight, row, bias, scale, offset, targets, total, z, inverse, picks, others, mass, hot = ctx.saved_tensors
+        (x, weight, bias, scale, length, factor, row, offset, targets, total, z, inverse, picks, share,
+         *of_sums) = ctx.saved_tensors  # fmt: skip
         form: Form = ctx.form
-        classes = len(weight) // form.num_centers
-        need_x, need_weight, need_row, need_bias, need_scale = ctx.needs_input_grad[:5]
-        grad_x = torch.zeros_like(x) if need_x else None
+        classes, sets = len(weight) // form.num_centers, ctx.sets
+        others, log_sums = of_sums[:sets], of_sums[sets:]
+        grad_others, grad_measure, grad_norms = _by_set(by_sets, sets, bool(others))
+        need_x, need_weight, need_bias, need_scale, need_length = ctx.needs_input_grad[:5]
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None
-        grad_row = x.new_zeros(len(x)) if need_row and row is not None else None
         grad_bias = torch.empty_like(bias) if need_bias and bias is not None else None
         grad_scale = x.new_zeros(()) if need_scale and scale is not None else None
+        along_x = x.new_zeros(len(x), 1) if factor is not None or row is not None else None
         buffer = x.new_empty(len(x), ctx.limits[0][1]) if z is None else None
-        with torch.autocast(x.device.type, enabled=False):
-            for low, high in ctx.limits:
-                part = _Chunk(low, high, x, weight, form, row, bias, scale, inverse, picks)
+        work = _Operands(x, weight, form, bias, scale, row, inverse, picks)
+        columns = _columns(targets)
+        with float_products(x.device.type):
+            for number, (low, high) in enumerate(ctx.limits):
+                part = _Chunk(low, high, work)
                 logits = _view(z, buffer, low, high)
                 if z is None:
                     logits = part.logits(part.measures(logits, first=False))
+                places = [_Places(column, low, high, classes) for column in columns]
                 grad = None if grad_z is None else grad_z[:, low:high].clone()
-                if grad_others is not None:
-                    share = _shares(logits, offset, targets, others, mass, hot, grad_others, low, high, classes)
-                    grad = share if grad is None else grad.add_(share)
+                if grad_others:
+                    if share is not None:
+                        by_sum = share * grad_others[0]
+                    else:
+                        weights = [(sums[:, number] - whole).exp_()[:, None] * by_whole for sums, whole, by_whole
+                                   in zip(log_sums, others, grad_others, strict=True)]  # fmt: skip
+                        shifted = logits.clone() if offset is None else logits + offset[low:high]
+                        by_sum = _weighted_softmax(shifted, places, weights)
+                    grad = by_sum if grad is None else grad.add_(by_sum)
                 if grad_total is not None:
                     spread = torch.outer(grad_total, total[low:high])
                     grad = spread if grad is None else grad.add_(spread)
@@ -214,44 +271,90 @@ class Gram(torch.autograd.Function):
                 if grad_scale is not None:
                     grad_scale += (grad * logits).sum()
                 grad = form.link.pull_(grad, logits, scale)
-                if grad_measure is not None:
-                    for k in range(targets.shape[1]):
-                        _Places(targets[:, k], low, high, classes).add(grad, grad_measure[:, k])
-                if grad_row is not None:
-                    grad_row += grad.sum(dim=1)
+                for place, added in zip(places, grad_measure, strict=False):
+                    place.add(grad, added)
                 if grad_bias is not None:
-                    grad_bias[low:high] = grad.sum(dim=0)
-                part.pull(grad, logits, grad_x, grad_weight)
-            if grad_norm is not None and grad_weight is not None:
-                for k in range(targets.shape[1]):
-                    rows = targets[:, k]
-                    grad_weight.index_add_(0, rows, weight[rows] * (2 * grad_norm[:, k])[:, None])
+                    torch.sum(grad, dim=0, out=grad_bias[low:high])
+                part.pull(grad, logits, grad_x, grad_weight, along_x)
+            if grad_weight is not None:
+                for column, by_square in zip(columns, grad_norms, strict=False):
+                    grad_weight.index_add_(0, column[:, 0], _rows(weight, column).mul_(2 * by_square))
         if grad_scale is not None:
             grad_scale /= scale
-        return grad_x, grad_weight, grad_row, grad_bias, grad_scale, *(None,) * 8
+        grad_length = None
+        if factor is not None and along_x is not None:
+            # d(s x / |x|) / dx = s / |x| - (s x / |x|) (s x / |x|)^T / (s |x|)
+            size = ctx.length if length is None else length
+            if need_length:
+                grad_length = along_x.sum() / size
+            if grad_x is not None:
+                grad_x = grad_x.mul_(factor).addcmul_(x, along_x.mul_(factor).mul_(-1 / size**2))
+        elif along_x is not None and grad_x is not None:
+            grad_x.addcmul_(x, along_x, value=-2 * form.rate)
+        return grad_x, grad_weight, grad_bias, grad_scale, grad_length, *(None,) * 8
+
+
+def _by_set(by_sets: Sequence[Tensor | None], sets: int, reduced: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of the L log-sum-exps, measures and squared norms, as columns [N, 1]; an empty list for none of a kind."""
+    kinds: list[list[Tensor]] = []
+    start = 0
+    for there in (reduced, True, True):
+        found = by_sets[start : start + sets] if there else []
+        start += sets if there else 0
+        some = next((grad for grad in found if grad is not None), None)
+        kinds.append([] if some is None else [(torch.zeros_like(some) if g is None else g)[:, None] for g in found])
+    return kinds[0], kinds[1], kinds[2]
 
 
 def _view(z: Tensor | None, buffer: Tensor | None, low: int, high: int) -> Tensor:
     """Where a chunk's logits are: their columns of all logits, or the buffer that each chunk uses again."""
     if z is not None:
-        return z[:, low:high]
+        return z if high - low == z.shape[1] else z[:, low:high]
     assert buffer is not None
     return buffer[:, : high - low]
 
 
-def _shares(
-    logits: Tensor, offset: Tensor | None, targets: Tensor, others: Tensor, mass: Tensor, hot: Tensor | None,
-    grad_others: Tensor, low: int, high: int, classes: int,
-) -> Tensor:  # fmt: skip
-    """Gradient of the log-sum-exps by the chunk's logits [N, c]: each one's softmax, without the targets."""
-    if hot is not None:
-        return hot * (grad_others / mass.clamp(min=torch.finfo(mass.dtype).tiny))
-    shifted = logits if offset is None else logits + offset[low:high]
+def _columns(values: Tensor | None) -> list[Tensor]:
+    """[N, L] as L columns [N, 1]."""
+    if values is None:
+        return []
+    return [values] if values.shape[1] == 1 else list(values.split(1, dim=1))
+
+
+def _rows(weight: Tensor, column: Tensor) -> Tensor:
+    """The prototypes [N, D] of a column of targets; a copy."""
+    return weight.index_select(0, column[:, 0])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Columns [N, 1] of the chunks, side by side."""
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def _merged(log_sums: Tensor, classes: int) -> Tensor:
+    """Log-sum-exp [N] of those of the chunks. Without any other class it is empty: a finite stand-in for log 0 keeps the
+    gradients finite."""
+    merged = log_sums.logsumexp(dim=1) if log_sums.shape[1] > 1 else log_sums[:, 0]
+    return merged.clamp(min=torch.finfo(merged.dtype).min / 4) if classes == 1 else merged
+
+
+def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax [N, c] and log-sum-exp [N, 1] of z, where at most one of a row is -inf. One kernel makes the softmax; the
+    largest share tells the sum: ``exp(max z - log sum)``."""
+    if z.shape[1] == 1:
+        return (z > -torch.inf).to(z.dtype), z.clone()
+    share = torch.softmax(z, dim=1)
+    return share, z.amax(dim=1, keepdim=True) - share.amax(dim=1, keepdim=True).log_()
+
+
+def _weighted_softmax(shifted: Tensor, places: list[_Places], weights: list[Tensor]) -> Tensor:
+    """Sum over the label sets of ``weights`` [N, 1] times the softmax [N, c] of ``shifted`` without the set's targets."""
     result = None
-    for k in range(targets.shape[1]):
-        share = (shifted - others[:, k, None]).clamp_(max=0).exp_()
-        _Places(targets[:, k], low, high, classes).put(share, 0.0)
-        share.mul_(grad_others[:, k, None])
+    for k, place in enumerate(places):
+        old = place.put(shifted, -torch.inf)
+        share = _softmax(shifted)[0].mul_(weights[k])
         result = share if result is None else result.add_(share)
+        if k + 1 < len(places):
+            place.restore(shifted, old)
     assert result is not None
     return result

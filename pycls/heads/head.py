@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.form import float_products
 from pycls.heads.gram import Scores
 from pycls.heads.parts import (
     Auxiliary,
@@ -117,93 +118,87 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, labels: Labels | None = None) -> HeadOutput:
         """Logits of features [N, D]; with labels also the loss and its terms."""
-        with torch.autocast(features.device.type, enabled=False):
+        with float_products(features.device.type):
             x = features if features.dtype == torch.float64 else features.float()
             queries = self.similarity.queries(x)
             if labels is None:
                 return HeadOutput(self._shown(self.similarity.scores(queries).logits))
-            targets, shares = _targets(labels, x)
-            # a GPU would have to be waited for; there the data set's labels were checked when it was built
-            if targets.device.type == "cpu" and int(targets.max()) >= self.similarity.num_classes:
-                raise ValueError(f"label {int(targets.max())} in a head of {self.similarity.num_classes} classes")
+            targets, shares = _targets(labels, x, self.similarity.num_classes)
             return self._losses(x, queries, targets, shares)
 
-    def _losses(self, x: Tensor, queries: Queries, targets: Tensor, shares: Tensor) -> HeadOutput:
-        """``targets`` int64 [N, L] and the share of each in the loss [N, L], 0 where there is no target."""
-        criterion, clamped = self.criterion, targets.clamp(min=0)
+    def _losses(self, x: Tensor, queries: Queries, targets: Tensor, shares: Tensor | None) -> HeadOutput:
+        """Targets int64 [N, L] and the share of each in the loss [N, L], 0 where there is no target; None: all are 1."""
+        criterion, offset = self.criterion, self._offset(x.dtype)
+        clamped = targets if shares is None else targets.clamp(min=0)
+        weights = criterion.class_weights()
         if isinstance(criterion, SoftmaxCriterion):
             total: bool | Tensor = criterion.uses_total
-            if total and (weights := criterion.class_weights()) is not None:
+            if total and weights is not None:
                 total = weights.to(x.dtype)
-            scores = self.similarity.scores(queries, clamped, reduce=True, total=total, offset=self._offset(x.dtype))
+            scores = self.similarity.scores(queries, clamped, reduce=True, total=total, offset=offset)
         else:
             scores = self.similarity.scores(queries, clamped)
-        # of a mixture each label set has its own mean: lam times the one plus 1 - lam times the other
-        present = (targets >= 0).to(shares.dtype)
-        even = shares / present.sum(dim=0).clamp_(min=1)
-        heavy = even
-        if (weights := criterion.class_weights()) is not None:
-            weight = present * weights[clamped].to(x.dtype)
-            heavy = shares * weight / weight.sum(dim=0).clamp_(min=torch.finfo(shares.dtype).tiny)
+        mean = _Mean(targets, clamped, shares, None if weights is None else weights.to(x.dtype))
         total_loss: Tensor | None = None
         sums: dict[str, Tensor] = {}
         for k in range(targets.shape[1]):
             labels = _column(clamped, k)
             plain, target = self._target_logits(scores, queries, labels, k)
-            losses = self._criterion_losses(scores, plain, target, labels, k)
-            terms: dict[str, Tensor] = {_name(criterion): torch.dot(losses, _column(heavy, k))}
+            losses = self._criterion_losses(scores, plain, target, labels, k, offset)
+            terms: dict[str, Tensor] = {_name(criterion): mean.of(losses, k)}
             for auxiliary in self._auxiliaries():
-                terms[auxiliary.term] = auxiliary(x, labels, plain, even[:, k])
+                terms[auxiliary.term] = auxiliary(x, labels, plain, mean.even(k, x))
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value.detach()
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 total_loss = value if total_loss is None else total_loss + value
         if self.training:
-            self._advance(x.detach(), clamped, shares)
+            self._advance(x, clamped, shares)
         first = None
         if scores.logits is None:
-            assert scores.rival is not None and scores.measure is not None
-            first = self.similarity.link(scores.measure[:, 0].detach()) > scores.rival[:, 0]
+            assert scores.rival is not None
+            first = self.similarity.link(scores.measure[0].detach()) > scores.rival
         return HeadOutput(self._shown(scores.logits), total_loss, sums, first)
 
     def _target_logits(self, scores: Scores, queries: Queries, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The target's logits [N] without and with margin, of label set k; the same tensor where there is none."""
-        assert scores.measure is not None
-        measure = _column(scores.measure, k)
-        plain = self.similarity.link(measure)
+        plain = self.similarity.link(scores.measure[k])
         if not self.training or self.margin is None:
             return plain, plain
-        target = Target(labels, queries.norm, None if scores.squared_norm is None else _column(scores.squared_norm, k))
-        value = self.similarity.to_margin_domain(measure, target)
+        target = Target(labels, queries.norm, scores.squared_norm[k] if scores.squared_norm else None)
+        value = self.similarity.to_margin_domain(scores.measure[k], target)
         harder = self.margin(value, labels)
         if self.margin_warmup > 0:
             harder = torch.lerp(value, harder, ((self.steps + 1) / self.margin_warmup).clamp(max=1).to(value.dtype))
         return plain, self.similarity.link(self.similarity.from_margin_domain(harder, target))
 
-    def _criterion_losses(self, scores: Scores, plain: Tensor, target: Tensor, labels: Tensor, k: int) -> Tensor:
+    def _criterion_losses(
+        self, scores: Scores, plain: Tensor, target: Tensor, labels: Tensor, k: int, offset: Tensor | None
+    ) -> Tensor:
         """Loss a sample [N] by label set k."""
         criterion = self.criterion
         if isinstance(criterion, SoftmaxCriterion):
-            assert scores.others is not None
             total = scores.total
             if total is not None and target is not plain:
                 weights = criterion.class_weights()
                 total = total + (target - plain) * (1 if weights is None else weights[labels].to(plain.dtype))
-            if (offset := self._offset(target.dtype)) is not None:
+            if offset is not None:
                 target = target + offset[labels]
-            return criterion(target, _column(scores.others, k), total, labels, self.similarity.num_classes)
+            return criterion(target, scores.others[k], total, labels, self.similarity.num_classes)
         assert isinstance(criterion, LogitsCriterion)
         assert scores.logits is not None
         return criterion(scores.logits, target, labels)
 
     @torch.no_grad()
-    def _advance(self, x: Tensor, targets: Tensor, shares: Tensor) -> None:
+    def _advance(self, x: Tensor, targets: Tensor, shares: Tensor | None) -> None:
         """A training step is over: counters and centres move."""
-        self.steps += 1
+        self.steps.add_(1)
         if self.margin is not None:
             self.margin.advance()
-        sets = targets.shape[1]
         for auxiliary in self._auxiliaries():
-            auxiliary.update(x.repeat(sets, 1) if sets > 1 else x, targets.t().flatten(), shares.t().flatten())
+            sets = targets.shape[1]
+            rows = x.detach().repeat(sets, 1) if sets > 1 else x.detach()
+            weights = x.new_ones(len(rows)) if shares is None else shares.t().flatten()
+            auxiliary.update(rows, targets.t().flatten(), weights)
 
     def _shown(self, logits: Tensor | None) -> Tensor | None:
         """The logits, with a post-hoc adjustment in evaluation mode."""
@@ -221,17 +216,52 @@ class Head(nn.Module):
         return [module for module in self.auxiliaries if isinstance(module, Auxiliary)]
 
 
-def _targets(labels: Labels, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels or a mixture -> targets int64 [N, L] and shares [N, L] in x's type, 0 where there is no target."""
+def _targets(labels: Labels, x: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
+    """Labels or a mixture -> targets int64 [N, L] and shares [N, L] in x's type, 0 where there is no target.
+
+    No shares at all if they are known to be 1. A GPU would have to be waited for to know; there the labels were checked
+    when the data set was built.
+    """
     if isinstance(labels, Tensor):
-        targets, shares = labels[:, None], x.new_ones(len(x), 1)
+        targets, shares = labels[:, None], None
     else:
         first, second, lam = labels
         lam = torch.as_tensor(lam, dtype=x.dtype, device=x.device).expand(len(x))
         targets, shares = torch.stack((first, second), dim=1), torch.stack((lam, 1 - lam), dim=1)
     if len(targets) != len(x):
         raise ValueError(f"{len(x)} features but {len(targets)} labels")
-    return targets, shares * (targets >= 0)
+    if targets.device.type == "cpu" and len(targets):
+        least, largest = (int(value) for value in targets.aminmax())
+        if largest >= classes:
+            raise ValueError(f"label {largest} in a head of {classes} classes")
+        if shares is None and least >= 0:
+            return targets, None
+    present = (targets >= 0).to(x.dtype)
+    return targets, present if shares is None else shares * present
+
+
+class _Mean:
+    """The mean over the samples that have a target, of each label set: of a mixture lam times the one's plus 1 - lam times
+    the other's; of a criterion's losses weighted by the classes' weights [K]."""
+
+    def __init__(self, targets: Tensor, clamped: Tensor, shares: Tensor | None, weights: Tensor | None) -> None:
+        self.targets, self.clamped, self.shares, self.weights = targets, clamped, shares, weights
+
+    def of(self, losses: Tensor, k: int) -> Tensor:
+        """Of the criterion's losses [N]."""
+        if self.weights is None:
+            return losses.mean() if self.shares is None else torch.dot(losses, self.even(k, losses))
+        weights = self.weights[_column(self.clamped, k)]
+        if self.shares is not None:
+            weights = weights * (_column(self.targets, k) >= 0)
+        portions = weights / weights.sum().clamp_(min=torch.finfo(weights.dtype).tiny)
+        return torch.dot(losses, portions if self.shares is None else portions * _column(self.shares, k))
+
+    def even(self, k: int, x: Tensor) -> Tensor:
+        """[N], the share of each sample in a mean without weights, in x's type."""
+        if self.shares is None:
+            return x.new_full((len(x),), 1 / max(len(x), 1))
+        return _column(self.shares, k) / (_column(self.targets, k) >= 0).sum().clamp_(min=1)
 
 
 def _column(values: Tensor, k: int) -> Tensor:

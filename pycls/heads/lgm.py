@@ -1,6 +1,6 @@
 """Large-margin Gaussian mixture, L-GM (Wan, Zhong, Li, Chen, CVPR 2018)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,35 @@ from pycls.heads.parts import Auxiliary, Margin, Queries, Similarity, Target
 from pycls.registry import AUXILIARIES, HEADS, MARGINS, SIMILARITIES
 
 Covariance = Literal["identity", "diagonal"]
+
+
+class _GaussianRows(torch.autograd.Function):
+    """Means mu and log variances v [K, D] -> rows [-e^-v / 2, e^-v mu] [K, 2 D] and -(e^-v mu^2 + v) / 2 summed [K]."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        width = mean.shape[1]
+        rows = mean.new_empty(len(mean), 2 * width)
+        half, pulled = rows[:, :width], rows[:, width:]
+        torch.neg(log_variance, out=half).exp_()
+        torch.mul(half, mean, out=pulled)
+        half.mul_(-0.5)
+        constant = torch.linalg.vecdot(pulled, mean).add_(log_variance.sum(dim=1)).mul_(-0.5)
+        ctx.save_for_backward(mean, rows)
+        return rows, constant
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, by_constant: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        mean, rows = ctx.saved_tensors
+        width = mean.shape[1]
+        half = rows[:, :width]
+        # by e^-v: -grad_half / 2 + mean grad_pulled - by_constant mean^2 / 2; that by v is -e^-v times it - by_constant / 2
+        by_pulled = torch.addcmul(grad[:, width:], mean, by_constant[:, None], value=-0.5)
+        by_variance = torch.addcmul(torch.mul(mean, by_pulled), grad[:, :width], grad.new_full((), -0.5))
+        by_variance.mul_(half).mul_(2).sub_(0.5 * by_constant[:, None])
+        by_mean = torch.addcmul(grad[:, width:], mean, by_constant[:, None], value=-1).mul_(half).mul_(-2)
+        return by_mean, by_variance
 
 
 @SIMILARITIES.register("gaussian")
@@ -39,23 +68,18 @@ class Gaussian(Similarity):
         self.diagonal = covariance == "diagonal"
         if self.diagonal:
             self.log_variance = nn.Parameter(torch.zeros(num_classes, in_features))
-        self.form = Form() if self.diagonal else Form(columns="square", square=-0.5)
+        self.form = Form() if self.diagonal else Form("distance", 0.5)
 
     def prototypes(self) -> tuple[Tensor, Tensor | None]:
         """The means; with a diagonal covariance the rows [K, 2 D] and what is constant in x."""
         if not self.diagonal:
             return self.weight, None
-        precision = (-self.log_variance).exp()
-        pulled = precision * self.weight
-        constant = -0.5 * ((pulled * self.weight).sum(dim=1) + self.log_variance.sum(dim=1))
-        return torch.cat((-0.5 * precision, pulled), dim=1), constant
+        rows, constant = _GaussianRows.apply(self.weight, self.log_variance)
+        return rows, constant
 
     def queries(self, features: Tensor) -> Queries:
-        """x with -|x|^2 / 2 for the row, or [x^2, x]."""
-        squares = features.square()
-        if self.diagonal:
-            return Queries(torch.cat((squares, features), dim=1))
-        return Queries(features, row=-0.5 * squares.sum(dim=1))
+        """x, or [x^2, x]."""
+        return Queries(torch.cat((features.square(), features), dim=1) if self.diagonal else features)
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """2 d = -2 u - log|Lambda_y|."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import TINY, Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Domain, Queries, Similarity, Target
+from pycls.heads.parts import Domain, Queries, Similarity, Target, norm
 from pycls.registry import HEADS, SIMILARITIES
 
 
@@ -37,7 +37,7 @@ class Linear(Similarity):
 
     def queries(self, features: Tensor) -> Queries:
         """The features as they are, and their norms if a margin may ask for them."""
-        return Queries(features, norm=features.square().sum(dim=1).clamp(min=TINY).sqrt() if self.needs_norms else None)
+        return Queries(features, norm=norm(features) if self.needs_norms else None)
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """cos = w.x / (|w| |x|)."""

@@ -1,15 +1,16 @@
 """Multiplicative angular margins: L-Softmax (Liu et al., ICML 2016) and SphereFace (Liu et al., CVPR 2017)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.form import TINY, Form
+from pycls.heads.form import Form
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
-from pycls.heads.parts import Margin, Queries, Similarity, Target
+from pycls.heads.parts import Margin, Queries, Similarity, Target, norm
 from pycls.registry import HEADS, MARGINS, SIMILARITIES
 
 
@@ -28,11 +29,11 @@ class Projection(Similarity):
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, in_features**-0.5))
-        self.form = Form(columns="unit")
+        self.form = Form("cosine")
 
     def queries(self, features: Tensor) -> Queries:
         """The features as they are, and their norms."""
-        return Queries(features, norm=features.square().sum(dim=1).clamp(min=TINY).sqrt())
+        return Queries(features, norm=norm(features))
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """u / |x|."""
@@ -99,12 +100,12 @@ class MultiAngle(Margin):
 
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """The blend of cos and psi."""
-        blend = self.annealed(measure.dtype)
-        return (blend * measure + psi(measure, self.value)) / (1 + blend)
+        harder, blend = psi(measure, self.value), self.annealed(measure.dtype)
+        return torch.lerp(harder, measure, blend / (1 + blend)) if isinstance(blend, Tensor) else harder
 
     def advance(self) -> None:
         """One more training pass."""
-        self.passes += 1
+        self.passes.add_(1)
 
     def extra_repr(self) -> str:
         """margin and schedule."""
@@ -113,9 +114,37 @@ class MultiAngle(Margin):
 
 def psi(cos: Tensor, m: int) -> Tensor:
     """``(-1)^k cos(m theta) - 2k``, falling from 1 at theta = 0 to 1 - 2m at pi; of the cosine, exact."""
-    chebyshev = {1: cos, 2: 2 * cos**2 - 1, 3: 4 * cos**3 - 3 * cos, 4: 8 * cos**4 - 8 * cos**2 + 1}[m]
-    k = sum(((cos < math.cos(i * math.pi / m)).to(cos.dtype) for i in range(1, m)), start=torch.zeros_like(cos))
-    return (1 - 2 * k.remainder(2)) * chebyshev - 2 * k
+    result: Tensor = _Psi.apply(cos, m)
+    return result
+
+
+class _Psi(torch.autograd.Function):
+    """psi with its slope ``(-1)^k m U_{m-1}(cos)``, U the Chebyshev polynomial of the second kind."""
+
+    @staticmethod
+    def forward(ctx: Any, cos: Tensor, m: int) -> Tensor:  # type: ignore[override]
+        square = cos.square()
+        if m == 1:
+            value, slope = cos.clone(), torch.ones_like(cos)
+        elif m == 2:
+            value, slope = 2 * square - 1, 4 * cos
+        elif m == 3:
+            value, slope = (4 * square - 3).mul_(cos), 12 * square - 3
+        else:
+            value, slope = (square - 1).mul_(8 * square).add_(1), (32 * square - 16).mul_(cos)
+        if m > 1:
+            kinks = cos.new_tensor([math.cos(i * math.pi / m) for i in range(m - 1, 0, -1)])
+            k = (m - 1 - torch.bucketize(cos, kinks, right=True)).to(cos.dtype)  # kinks above cos
+            sign = 1 - 2 * torch.remainder(k, 2)
+            value, slope = value.mul_(sign).sub_(k, alpha=2), slope.mul_(sign)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None
 
 
 @HEADS.register("lsoftmax")

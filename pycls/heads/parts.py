@@ -21,13 +21,13 @@ class Queries(NamedTuple):
     """The features as the prototypes see them.
 
     Attributes:
-        x: [N, D], with everything applied that depends on the features alone.
-        row: [N] to be added to a sample's measures, or None.
+        x: [N, D].
+        length: what they are stretched or shrunk to, a number or a 0-dim tensor; None for as they are. A zero row stays.
         norm: [N], |features|, where the similarity's target measure needs it, or None.
     """
 
     x: Tensor
-    row: Tensor | None = None
+    length: Tensor | float | None = None
     norm: Tensor | None = None
 
 
@@ -97,7 +97,7 @@ class Similarity(nn.Module):
         """One pass over the prototypes; see :func:`pycls.heads.gram.gram_scores`."""
         weight, bias = self.prototypes()
         return gram_scores(
-            queries.x, weight, self.form, row=queries.row, bias=bias, scale=self.link_scale(), offset=offset,
+            queries.x, weight, self.form, length=queries.length, bias=bias, scale=self.link_scale(), offset=offset,
             targets=targets, reduce=reduce, total=total, norms=self.needs_norms and targets is not None,
             chunk=self.chunk,
         )
@@ -217,24 +217,6 @@ class Auxiliary(nn.Module):
         """Called once a training step, after the loss: moves buffers such as centres. ``weights`` are 0, lam or 1."""
 
 
-def unit(x: Tensor) -> Tensor:
-    """x / |x| [N, D]; a zero row stays zero and has zero gradient."""
-    result: Tensor = _Unit.apply(x)
-    return result
-
-
-class _Unit(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
-        square = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()
-        inverse = torch.where(square > TINY, square.rsqrt(), 0)
-        result = x * inverse
-        ctx.save_for_backward(result, inverse)
-        return result
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
-        result, inverse = ctx.saved_tensors
-        along = (grad * result).sum(dim=1, keepdim=True)
-        return torch.addcmul(grad, result, along, value=-1).mul_(inverse)
+def norm(x: Tensor) -> Tensor:
+    """|x| [N] of x [N, D], at least 1e-12; a zero row has zero gradient."""
+    return torch.linalg.vector_norm(x, dim=1).clamp(min=TINY**0.5)

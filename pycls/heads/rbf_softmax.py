@@ -11,12 +11,14 @@ from pycls.heads.head import Head
 from pycls.heads.parts import Queries, Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES
 
+_TO_BASE_2 = math.log2(math.e)
+
 
 class _Exponential(Link):
     """z = exp(u), in place."""
 
     def apply_(self, u: Tensor, scale: Tensor | None) -> Tensor:
-        return u.exp_()
+        return u.mul_(_TO_BASE_2).exp2_()  # several times as quick as the natural exponential
 
     def pull_(self, grad: Tensor, z: Tensor, scale: Tensor | None) -> Tensor:
         return grad.mul_(z)
@@ -47,13 +49,12 @@ class RadialBasis(Similarity):
         if scale <= 0 or gamma <= 0:
             raise ValueError(f"scale and gamma of an RBF are positive, not {scale} and {gamma}")
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, in_features)))
-        self.form = Form(columns="square", square=-1 / gamma, link=_Exponential())
+        self.form = Form("distance", 1 / gamma, math.log(scale), _Exponential())
         self.scale, self.gamma = scale, gamma
 
     def queries(self, features: Tensor) -> Queries:
-        """2 x / gamma, and ln s - |x|^2 / gamma for the row."""
-        row = math.log(self.scale) - features.square().sum(dim=1) / self.gamma
-        return Queries(features * (2 / self.gamma), row=row)
+        """The features as they are."""
+        return Queries(features)
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """|x - w|^2 = gamma (ln s - u)."""

@@ -11,7 +11,7 @@ from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import TINY
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
-from pycls.heads.parts import Auxiliary
+from pycls.heads.parts import Auxiliary, norm
 from pycls.registry import AUXILIARIES, HEADS
 
 Variant = Literal["l2", "l1", "relative"]
@@ -46,7 +46,7 @@ class RingLoss(Auxiliary):
 
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, or its variant."""
-        norms = features.square().sum(dim=1).clamp(min=TINY).sqrt()
+        norms = norm(features)
         counted = (weights > 0).to(norms.dtype)
         mean = (norms * counted).sum() / counted.sum().clamp(min=1)
         if self.training:

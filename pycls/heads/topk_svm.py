@@ -115,8 +115,11 @@ class SmoothTopK(LogitsCriterion):
         smooth = -tau * F.logsigmoid(target / (k * tau) - ratio - self.alpha / tau)
         if not self.threshold:
             return smooth
-        ranked = torch.cat((top, target.detach()[:, None]), dim=1).sort(dim=1, descending=True).values
-        apart = ranked[:, k - 1] - ranked[:, k] >= k * tau * math.log(self.threshold)
+        # the k-th and the next of all scores: the target's is among them where it is between the others'
+        score, places = target.detach(), top.unbind(dim=1)
+        upper = score.clamp(min=places[k - 1], max=places[k - 2] if k > 1 else None)
+        lower = score.clamp(min=places[k] if len(places) > k else None, max=places[k - 1])
+        apart = upper - lower >= k * tau * math.log(self.threshold)
         hard = (self.alpha + (kth - target) / k).clamp(min=0)
         return torch.where(apart, hard, smooth)
 

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form, Link
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity, Target, unit
+from pycls.heads.parts import Queries, Similarity, Target
 from pycls.heads.scale import Scale
 from pycls.registry import HEADS, SIMILARITIES
 
 
 class _StudentT(Link):
-    """z = s phi(u), phi = (1 + u) / (1 + kappa (1 - u)) - 1 = (1 - (1 + kappa) d) / (1 + kappa d) with d = 1 - u.
+    """z = s phi(u), phi = (1 + u) / (1 + kappa (1 - u)) - 1 = 1 - (1 + 2 kappa) d / (1 + kappa d) with d = 1 - u.
 
     d is exact where u is close to 1 and the slope is steep; that is where precision is needed.
     """
@@ -22,22 +22,21 @@ class _StudentT(Link):
 
     def apply_(self, u: Tensor, scale: Tensor | None) -> Tensor:
         assert scale is not None
-        k = self.kappa
-        d = u.neg_().add_(1)
-        below = d.mul(k).add_(1)
-        return d.mul_(-1 - k).add_(1).div_(below).mul_(scale)
+        d = torch.sub(1, u, out=u)
+        d.div_(torch.add(u.new_ones(()), d, alpha=self.kappa))
+        return torch.addcmul(scale, d, scale, value=-1 - 2 * self.kappa, out=d)
 
     def pull_(self, grad: Tensor, z: Tensor, scale: Tensor | None) -> Tensor:
         # dphi/du = (1 + 2 kappa) / (1 + kappa (1 - u))^2 = (1 + kappa (1 + phi))^2 / (1 + 2 kappa)
         assert scale is not None
-        k = self.kappa
-        above = z.mul(k / scale).add_(1 + k)
-        return grad.mul_(above.square_()).mul_(scale / (1 + 2 * k))
+        root = (scale / (1 + 2 * self.kappa)).sqrt()  # of what is left of the slope: it goes into both factors
+        above = torch.addcmul((1 + self.kappa) * root, z, root / scale, value=self.kappa)
+        return grad.mul_(above).mul_(above)
 
     def measure(self, z: Tensor, scale: Tensor | None) -> Tensor:
         assert scale is not None
         k, phi = self.kappa, z / scale
-        return phi.mul(1 + k).add_(k).div_(phi.mul_(k).add_(1 + k))
+        return torch.add(phi.new_full((), k), phi, alpha=1 + k).div_(phi.mul_(k).add_(1 + k))
 
 
 @SIMILARITIES.register("tvmf")
@@ -64,7 +63,7 @@ class TVMF(Similarity):
             raise ValueError(f"kappa is above -1/2, not {kappa}")
         self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, in_features**-0.5))
         self.kappa = kappa
-        self.form = Form(columns="unit", link=_StudentT(kappa))
+        self.form = Form("cosine", link=_StudentT(kappa))
         self.scaling = Scale(0.0, "softplus", num_classes)
 
     @property
@@ -78,7 +77,7 @@ class TVMF(Similarity):
 
     def queries(self, features: Tensor) -> Queries:
         """x / |x|."""
-        return Queries(unit(features))
+        return Queries(features, length=1.0)
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """The measure is the cosine."""
@@ -90,7 +89,8 @@ class TVMF(Similarity):
 
     def link(self, u: Tensor) -> Tensor:
         """s phi(u)."""
-        return self.scale * (1 - (1 + self.kappa) * (1 - u)) / (1 + self.kappa * (1 - u))
+        d = 1 - u
+        return self.scale * (1 - (1 + 2 * self.kappa) * d / (1 + self.kappa * d))
 
     def extra_repr(self) -> str:
         """kappa."""
