@@ -16,6 +16,7 @@ from pycls.errors import InputError
 from pycls.runtime.devices import choose_device, set_deterministic, set_threads
 from pycls.runtime.distributed import Ranks, destroy, init_process_group_from_env, ranks_from_env
 from pycls.runtime.files import RunLock
+from pycls.runtime.memory import keep_freed_memory
 from pycls.runtime.worker import LAUNCHER_PID, is_worker
 
 CONFIG_FILE = "config.yaml"
@@ -47,10 +48,12 @@ def claim(out_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_group(cfg: CfgNode) -> Iterator[tuple[torch.device, Ranks]]:
-    """This process's device and rank, with threads and determinism set, among the others of the run."""
+    """This process's device and rank, with threads, memory and determinism set, among the others of the run."""
     ranks = ranks_from_env()
     device = choose_device(cfg.DEVICE, ranks.local_rank)
     set_threads(cfg.NUM_THREADS, ranks.local_world_size)
+    if device.type == "cpu":
+        keep_freed_memory()
     set_deterministic(device, cfg.DETERMINISTIC, cfg.CUDNN.BENCHMARK)
     ranks = init_process_group_from_env(device)
     try:

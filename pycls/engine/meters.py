@@ -7,6 +7,9 @@ from torch import Tensor
 
 from pycls.runtime.distributed import all_reduce_sum
 
+KEPT_ELEMENTS = 1 << 20
+"""Logits noted at the most before they are summed up: 4 MB."""
+
 
 def ranks_of_targets(logits: Tensor, labels: Tensor) -> Tensor:
     """How many classes stand before the label, int64 [N]; 0 means top-1 is right.
@@ -14,14 +17,14 @@ def ranks_of_targets(logits: Tensor, labels: Tensor) -> Tensor:
     Counting is cheaper than sorting and exact. A class that ties with the label stands before it, and so does every
     class if the label's logit is not a number: equal logits everywhere are no correct answer.
     """
-    own = logits.gather(1, labels[:, None])
-    return (~(logits < own)).sum(dim=1) - 1
+    return logits.shape[1] - 1 - (logits < logits.gather(1, labels[:, None])).sum(dim=1)
 
 
 class TrainMeter:
     """Loss, terms and errors of an epoch so far, and the losses since the last reading.
 
-    Nothing here waits for the device but :meth:`read`.
+    A step only notes what it saw, as it lies on the device; :meth:`read`, once a log period, sums it up and waits for it.
+    Many logits are summed up at once, without waiting.
 
     Args:
         device: where the sums are kept.
@@ -37,6 +40,8 @@ class TrainMeter:
         self.sums: dict[str, Tensor] = {}
         self.counts = torch.zeros(3, dtype=torch.int64, device=self.device)  # samples, top-1 errors, top-k errors
         self.recent: list[Tensor] = []
+        self._noted: list[tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor]] = []
+        self._kept = 0
 
     @torch.no_grad()
     def update(
@@ -46,22 +51,37 @@ class TrainMeter:
 
         Without logits ``first`` [N] says whose label is first; a label that is not counts as outside the top k, too.
         """
-        samples = len(labels)
-        for name, value in {"loss": loss.detach(), **(terms if len(terms) > 1 else {})}.items():
-            self.sums[name] = self.sums.get(name, 0) + value * samples
-        if logits is None:
-            assert first is not None, "logits, or who is right"
-            ranks = torch.where(first, 0, self.top_k)
+        loss = loss.detach()
+        assert logits is not None or first is not None, "logits, or who is right"
+        self._noted.append((loss, terms, None if logits is None else logits.detach(), labels if first is None else first))
+        self.recent.append(loss)
+        self._kept += 0 if logits is None else logits.numel()
+        if self._kept > KEPT_ELEMENTS:
+            self._sum_up()
+
+    @torch.no_grad()
+    def _sum_up(self) -> None:
+        """What was noted goes into the sums."""
+        noted, self._noted, self._kept = self._noted, [], 0
+        if not noted:
+            return
+        samples = torch.tensor([len(seen) for *_, seen in noted], device=self.device)
+        for name in ("loss", *(noted[0][1] if len(noted[0][1]) > 1 else ())):
+            means = torch.stack([loss if name == "loss" else terms[name] for loss, terms, *_ in noted])
+            self.sums[name] = self.sums.get(name, 0) + (means * samples).sum()
+        seen = torch.cat([seen for *_, seen in noted])
+        if noted[0][2] is None:
+            ranks = torch.where(seen, 0, self.top_k)
         else:
-            ranks = ranks_of_targets(logits.detach(), labels)
-        self.counts += torch.stack((torch.full_like(ranks[0], samples), (ranks > 0).sum(), (ranks >= self.top_k).sum()))
-        self.recent.append(loss.detach())
+            ranks = ranks_of_targets(torch.cat([logits for _, _, logits, _ in noted if logits is not None]), seen)
+        self.counts += torch.stack((samples.sum(), (ranks > 0).sum(), (ranks >= self.top_k).sum()))
 
     def read(self) -> tuple[dict[str, float], list[float]]:
         """Means of the epoch so far over all processes (errors in percent), and this process's losses since last time.
 
         All processes call it after the same step.
         """
+        self._sum_up()
         names = list(self.sums)
         sums = all_reduce_sum(torch.stack([self.sums[name].float() for name in names]))
         samples, first, kth = all_reduce_sum(self.counts.clone()).tolist()
@@ -73,6 +93,7 @@ class TrainMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """This process's sums, for a checkpoint in the middle of an epoch."""
+        self._sum_up()
         return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": self.counts.cpu()}
 
     def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:

@@ -155,13 +155,13 @@ class Watch:
     def _remember(self, head: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         if head.training and len(inputs) > 1 and inputs[1] is not None:
             labels = inputs[1] if isinstance(inputs[1], Tensor) else inputs[1][0]
-            self._seen = inputs[0].detach()[: self._samples], labels[: self._samples]
+            self._seen = inputs[0].detach(), labels
 
     def read(self) -> dict[str, float]:
         """:func:`telemetry` of that batch, after the optimiser's step; waits for the device. Warns of what it shows, once."""
         if self._seen is None:
             return {}
-        found = telemetry(self._head, *self._seen)
+        found = telemetry(self._head, *(seen[: self._samples] for seen in self._seen))
         numbers = dict(zip(found, torch.stack([v.float() for v in found.values()]).tolist(), strict=True))
         for kind, warning in on_the_way(numbers).items():
             if kind not in self._told:
