@@ -56,7 +56,7 @@ class Case:
 
 
 CASES = {
-    "lenet5": Case("LeNet-5, 28x28, batch 256", ("MODEL.TYPE=lenet5", "TRAIN.DATASET=mnist"), 1, 28, 256, 20),
+    "lenet5": Case("LeNet-5, 28x28, batch 256", ("MODEL.TYPE=lenet5", "TRAIN.DATASET=mnist"), 1, 28, 256, 50),
     "resnet20": Case("ResNet-20, 32x32, batch 128", ("MODEL.TYPE=resnet", "MODEL.DEPTH=20", "TRAIN.DATASET=cifar10"),
                      3, 32, 128, 10),
 }  # fmt: skip

@@ -81,8 +81,9 @@ class _Chunk:
         self.low, self.work, self.form = low, work, work.form
         centers = work.form.num_centers
         self.rows = slice(low * centers, high * centers)
-        self.block = work.weight[self.rows]
-        self.bias = None if work.bias is None else work.bias[low:high]
+        whole = low == 0 and high * centers == len(work.weight)
+        self.block = work.weight if whole else work.weight[self.rows]
+        self.bias = work.bias if whole or work.bias is None else work.bias[low:high]
         self.inverse = None if work.inverse is None else work.inverse[self.rows]
         self.picks = None if work.picks is None else work.picks[:, low:high]
 
