@@ -22,9 +22,9 @@ class _StudentT(Link):
 
     def apply_(self, u: Tensor, scale: Tensor | None) -> Tensor:
         assert scale is not None
-        d = torch.sub(1, u, out=u)
+        d = u.neg_().add_(1)
         d.div_(torch.add(u.new_ones(()), d, alpha=self.kappa))
-        return torch.addcmul(scale, d, scale, value=-1 - 2 * self.kappa, out=d)
+        return d.mul_((-1 - 2 * self.kappa) * scale).add_(scale)
 
     def pull_(self, grad: Tensor, z: Tensor, scale: Tensor | None) -> Tensor:
         # dphi/du = (1 + 2 kappa) / (1 + kappa (1 - u))^2 = (1 + kappa (1 + phi))^2 / (1 + 2 kappa)
