@@ -24,7 +24,7 @@ class _StudentT(Link):
         assert scale is not None
         d = u.neg_().add_(1)
         d.div_(torch.add(u.new_ones(()), d, alpha=self.kappa))
-        return d.mul_((-1 - 2 * self.kappa) * scale).add_(scale)
+        return d.mul_(-1 - 2 * self.kappa).add_(1).mul_(scale)
 
     def pull_(self, grad: Tensor, z: Tensor, scale: Tensor | None) -> Tensor:
         # dphi/du = (1 + 2 kappa) / (1 + kappa (1 - u))^2 = (1 + kappa (1 + phi))^2 / (1 + 2 kappa)
