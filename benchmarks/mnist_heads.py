@@ -53,6 +53,7 @@ def main() -> None:
                 "`python benchmarks/mnist_heads.py`.")  # fmt: skip
         result = {"note": note, "error": errors}
         target = ROOT / "benchmarks/results/mnist_heads.json"
+        target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

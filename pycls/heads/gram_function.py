@@ -2,162 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pycls.heads.form import CHUNK_ELEMENTS, LOGITS_ELEMENTS, TINY, Form, float_products
-
-
-def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple[int, int]]:
-    """[low, high) of each chunk of classes with ``width`` numbers a class; what fits twice into the cache is not cut."""
-    if chunk <= 0:
-        chunk = min(CHUNK_ELEMENTS // max(width, 1), LOGITS_ELEMENTS // max(samples, 1))
-        chunk = max(256, chunk)
-        chunk = num_classes if num_classes <= 2 * chunk else chunk
-    return [(low, min(low + chunk, num_classes)) for low in range(0, num_classes, chunk)]
-
-
-class _Places:
-    """Where the targets, a column [N, 1], are within the chunk [low, high) of K classes. Nothing here waits for the device."""
-
-    def __init__(self, column: Tensor, low: int, high: int, classes: int) -> None:
-        self.column, self.there = column, None
-        if high - low < classes:
-            self.there = (column >= low) & (column < high)
-            self.column = (column - low).clamp_(0, high - low - 1)
-
-    def read(self, values: Tensor, otherwise: Tensor | None) -> Tensor:
-        """The targets' ``values`` [N, 1], and ``otherwise`` for those that are in another chunk."""
-        found = values.gather(1, self.column)
-        return found if self.there is None or otherwise is None else torch.where(self.there, found, otherwise)
-
-    def put(self, values: Tensor, value: float, old: Tensor | None = None) -> Tensor:
-        """Writes ``value`` at the targets; returns what stood there, [N, 1], for :meth:`restore` (``old`` if it is known)."""
-        if self.there is None:
-            old = values.gather(1, self.column) if old is None else old
-            values.scatter_(1, self.column, value)
-        else:
-            old = values.gather(1, self.column)
-            values.scatter_(1, self.column, torch.where(self.there, value, old))
-        return old
-
-    def restore(self, values: Tensor, old: Tensor) -> None:
-        """Undoes :meth:`put`."""
-        values.scatter_(1, self.column, old)
-
-    def add(self, values: Tensor, added: Tensor) -> None:
-        """Adds ``added`` [N, 1] at the targets."""
-        values.scatter_add_(1, self.column, added if self.there is None else torch.where(self.there, added, 0))
-
-
-@dataclass
-class _Operands:
-    """What a pass multiplies, and what it adds.
-
-    Attributes:
-        x: [N, D], the features as they are multiplied: of the given length, if they are given one.
-        row: [N, 1], added to a sample's measures: a distance's share that depends on x alone; or None.
-        inverse: [K * centers], 1 / |w| of the prototypes where they count as unit vectors; or None.
-        picks: uint8 [N, K], which of its centres is a class's measure; or None for one centre a class.
-    """
-
-    x: Tensor
-    weight: Tensor
-    form: Form
-    bias: Tensor | None
-    scale: Tensor | None
-    row: Tensor | None
-    inverse: Tensor | None
-    picks: Tensor | None
-
-
-class _Chunk:
-    """The classes [low, high) and how their measures and logits come from the features."""
-
-    def __init__(self, low: int, high: int, work: _Operands) -> None:
-        self.low, self.work, self.form = low, work, work.form
-        centers = work.form.num_centers
-        self.rows = slice(low * centers, high * centers)
-        whole = low == 0 and high * centers == len(work.weight)
-        self.block = work.weight if whole else work.weight[self.rows]
-        self.bias = work.bias if whole or work.bias is None else work.bias[low:high]
-        self.inverse = None if work.inverse is None else work.inverse[self.rows]
-        self.picks = None if work.picks is None else work.picks[:, low:high]
-
-    def measures(self, out: Tensor, first: bool) -> Tensor:
-        """u [N, c], in ``out``. The first time the prototypes' norms and the picked centres are stored, too."""
-        form, x, bias, rate = self.form, self.work.x, self.bias, self.form.rate
-        direct = {"out": out} if form.num_centers == 1 else {}
-        if form.kind == "distance":
-            squares = torch.linalg.vector_norm(self.block, dim=1).square_()
-            p = torch.addmm(squares, x, self.block.t(), beta=-rate, alpha=2 * rate, **direct)
-            if self.work.row is not None:
-                p.add_(self.work.row)
-        elif form.kind == "product" and bias is not None and form.num_centers == 1:
-            p, bias = torch.addmm(bias, x, self.block.t(), out=out), None
-        else:
-            p = torch.mm(x, self.block.t(), **direct)
-        if self.inverse is not None:
-            if first:
-                torch.linalg.vector_norm(self.block, dim=1, out=self.inverse)
-                torch.threshold_(self.inverse, TINY**0.5, math.inf).reciprocal_()  # 0 for a prototype that counts as zero
-            p.mul_(self.inverse)
-        if self.picks is not None:
-            best = p.view(len(p), -1, form.num_centers).max(dim=2)
-            p = out.copy_(best.values)
-            self.picks.copy_(best.indices)
-        return p if bias is None else p.add_(bias)
-
-    def logits(self, u: Tensor) -> Tensor:
-        """z [N, c], in place of u."""
-        z = self.form.link.apply_(u, self.work.scale)
-        return u if z is u else u.copy_(z)
-
-    def pull(
-        self, grad: Tensor, z: Tensor, grad_x: Tensor | None, grad_weight: Tensor | None, along_x: Tensor | None
-    ) -> None:
-        """From the gradient by the measures [N, c] to those by x (set by the first chunk, then added to) and prototypes.
-
-        Of what depends on |x| only the sums over the classes are added to ``along_x`` [N, 1].
-        """
-        form, stretch, factor = self.form, None, 1.0  # stretch [c]: of the gradient along each prototype itself
-        if form.kind == "cosine":
-            # d(p / |w|) / dw = x / |w| - u w / |w|^2
-            along = grad * form.link.measure(z, self.work.scale)
-            if along_x is not None:
-                along_x += along.sum(dim=1, keepdim=True)
-            if grad_weight is not None:
-                if self.picks is not None:
-                    along = _spread(along, self.picks, form.num_centers)
-                assert self.inverse is not None
-                stretch = along.sum(dim=0).mul_(self.inverse).mul_(self.inverse)
-        elif form.kind == "distance":
-            factor = 2 * form.rate
-            if along_x is not None:
-                along_x += grad.sum(dim=1, keepdim=True)
-        if self.picks is not None:
-            grad = _spread(grad, self.picks, form.num_centers)
-        if self.inverse is not None:
-            grad = grad.mul_(self.inverse)
-        if grad_x is not None:
-            grad_x.addmm_(grad, self.block, beta=float(self.low > 0), alpha=factor)
-        if grad_weight is not None:
-            if form.kind == "distance":
-                stretch = grad.sum(dim=0)
-            rows = grad_weight[self.rows]
-            if stretch is None:
-                torch.mm(grad.t(), self.work.x, out=rows)
-            else:
-                torch.mul(self.block, stretch[:, None], out=rows).addmm_(grad.t(), self.work.x, beta=-factor, alpha=factor)
-
-
-def _spread(values: Tensor, picks: Tensor, centers: int) -> Tensor:
-    """[N, c] -> [N, c * centers], each value at the prototype that was picked."""
-    spread = values.new_zeros(*values.shape, centers)
-    return spread.scatter_(2, picks[:, :, None].long(), values[:, :, None]).flatten(1)
+from pycls.heads.form import TINY, Form, float_products
+from pycls.heads.gram_chunk import Chunk, Operands, Places, chunks
 
 
 class Gram(torch.autograd.Function):
@@ -182,7 +33,7 @@ class Gram(torch.autograd.Function):
             x = x * factor
         elif form.kind == "distance":
             row = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().mul_(-form.rate).add_(form.constant)
-        work = _Operands(x, weight, form, bias, scale, row, inverse, picks)
+        work = Operands(x, weight, form, bias, scale, row, inverse, picks)
         columns = _columns(targets)
         measure: list[Tensor | None] = [None] * len(columns)
         sums: list[list[Tensor]] = [[] for _ in columns]  # log-sum-exp [N, 1] of each label set's chunks
@@ -190,9 +41,9 @@ class Gram(torch.autograd.Function):
         whole = None if total is None else x.new_zeros(samples)
         share = None
         for low, high in limits:
-            part = _Chunk(low, high, work)
+            part = Chunk(low, high, work)
             u = part.measures(_view(z, buffer, low, high), first=True)
-            places = [_Places(column, low, high, classes) for column in columns]
+            places = [Places(column, low, high, classes) for column in columns]
             measure = [place.read(u, found) for place, found in zip(places, measure, strict=True)]
             logits = part.logits(u)
             if whole is not None and total is not None:
@@ -245,15 +96,15 @@ class Gram(torch.autograd.Function):
         grad_scale = x.new_zeros(()) if need_scale and scale is not None else None
         along_x = x.new_zeros(len(x), 1) if factor is not None or row is not None else None
         buffer = x.new_empty(len(x), ctx.limits[0][1]) if z is None else None
-        work = _Operands(x, weight, form, bias, scale, row, inverse, picks)
+        work = Operands(x, weight, form, bias, scale, row, inverse, picks)
         columns = _columns(targets)
         with float_products(x.device.type):
             for number, (low, high) in enumerate(ctx.limits):
-                part = _Chunk(low, high, work)
+                part = Chunk(low, high, work)
                 logits = _view(z, buffer, low, high)
                 if z is None:
                     logits = part.logits(part.measures(logits, first=False))
-                places = [_Places(column, low, high, classes) for column in columns]
+                places = [Places(column, low, high, classes) for column in columns]
                 grad = None if grad_z is None else grad_z[:, low:high].clone()
                 if grad_others:
                     if share is not None:
@@ -348,7 +199,7 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
     return share, z.amax(dim=1, keepdim=True) - share.amax(dim=1, keepdim=True).log_()
 
 
-def _weighted_softmax(shifted: Tensor, places: list[_Places], weights: list[Tensor]) -> Tensor:
+def _weighted_softmax(shifted: Tensor, places: list[Places], weights: list[Tensor]) -> Tensor:
     """Sum over the label sets of ``weights`` [N, 1] times the softmax [N, c] of ``shifted`` without the set's targets."""
     result = None
     for k, place in enumerate(places):

@@ -12,15 +12,21 @@ from pycls.heads.linear import Linear
 from pycls.heads.parts import LogitsCriterion
 from pycls.registry import CRITERIA, HEADS
 
+MANY_CLASSES = 50
+"""From so many classes on, the top 5 are asked for, unless told otherwise."""
+
 
 def _check(k: int, alpha: float) -> None:
-    if k < 1 or alpha < 0:
-        raise ValueError(f"k is at least 1 and alpha not negative, not {k} and {alpha}")
+    if k < 0 or alpha < 0:
+        raise ValueError(f"k is at least 1 (0 to choose by the number of classes) and alpha not negative, not {k} and {alpha}")
 
 
-def _check_classes(k: int, num_classes: int) -> None:
+def _places(k: int, num_classes: int) -> int:
+    """k, chosen by the number of classes where it is 0."""
+    k = k or (5 if num_classes >= MANY_CLASSES else 1)
     if k >= num_classes:
         raise ValueError(f"the top {k} of {num_classes} classes is always right: k must be below the number of classes")
+    return k
 
 
 @CRITERIA.register("hard_topk")
@@ -31,23 +37,24 @@ class HardTopK(LogitsCriterion):
     (Berrada et al., ICLR 2018, equation 4.)
 
     Args:
-        k: places that count as right; below the number of classes.
+        k: places that count as right, below the number of classes; 0 for 5, or 1 with fewer than 50 classes, of which the
+            top 5 say little.
         alpha: margin.
 
     Raises:
-        ValueError: if k is not positive, not below the number of classes, or alpha negative.
+        ValueError: if k is negative, not below the number of classes, or alpha negative.
     """
 
     name = "hard_topk"
 
-    def __init__(self, k: int = 5, alpha: float = 1.0) -> None:
+    def __init__(self, k: int = 0, alpha: float = 1.0) -> None:
         super().__init__()
         _check(k, alpha)
         self.k, self.alpha = k, alpha
 
     def check(self, num_classes: int) -> None:
-        """k < K."""
-        _check_classes(self.k, num_classes)
+        """k < K, chosen by K where it is 0."""
+        self.k = _places(self.k, num_classes)
 
     def forward(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """[N]."""
@@ -86,18 +93,19 @@ class SmoothTopK(LogitsCriterion):
     polynomials here do not need it, and ``threshold`` 0 leaves it out.
 
     Args:
-        k: places that count as right; below the number of classes.
+        k: places that count as right, below the number of classes; 0 for 5, or 1 with fewer than 50 classes, of which the
+            top 5 say little.
         tau: temperature; towards 0 it becomes the hard loss.
         alpha: margin.
         threshold: see above; the authors' is 1000.
 
     Raises:
-        ValueError: if k is not positive, not below the number of classes, tau not positive, or alpha negative.
+        ValueError: if k is negative, not below the number of classes, tau not positive, or alpha negative.
     """
 
     name = "smooth_topk"
 
-    def __init__(self, k: int = 5, tau: float = 1.0, alpha: float = 1.0, threshold: float = 1000.0) -> None:
+    def __init__(self, k: int = 0, tau: float = 1.0, alpha: float = 1.0, threshold: float = 1000.0) -> None:
         super().__init__()
         _check(k, alpha)
         if tau <= 0 or (threshold and threshold <= 1):
@@ -105,8 +113,8 @@ class SmoothTopK(LogitsCriterion):
         self.k, self.tau, self.alpha, self.threshold = k, tau, alpha, threshold
 
     def check(self, num_classes: int) -> None:
-        """k < K."""
-        _check_classes(self.k, num_classes)
+        """k < K, chosen by K where it is 0."""
+        self.k = _places(self.k, num_classes)
 
     def forward(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """[N]."""
@@ -129,13 +137,13 @@ class SmoothTopK(LogitsCriterion):
 
 
 @HEADS.register("smooth_topk")
-def smooth_topk(in_features: int, num_classes: int, k: int = 5, tau: float = 1.0, alpha: float = 1.0) -> Head:
+def smooth_topk(in_features: int, num_classes: int, k: int = 0, tau: float = 1.0, alpha: float = 1.0) -> Head:
     """The smooth top-k SVM on a linear classifier (Berrada, Zisserman, Kumar, ICLR 2018, equation 9).
 
     Args:
         in_features: D.
         num_classes: K.
-        k: places that count as right.
+        k: places that count as right; 0 for 5, or 1 with fewer than 50 classes.
         tau: temperature.
         alpha: margin.
     """
@@ -143,13 +151,13 @@ def smooth_topk(in_features: int, num_classes: int, k: int = 5, tau: float = 1.0
 
 
 @HEADS.register("hard_topk")
-def hard_topk(in_features: int, num_classes: int, k: int = 5, alpha: float = 1.0) -> Head:
+def hard_topk(in_features: int, num_classes: int, k: int = 0, alpha: float = 1.0) -> Head:
     """The hard top-k SVM on a linear classifier (Lapin, Hein, Schiele, NIPS 2015; Berrada et al., ICLR 2018, equation 4).
 
     Args:
         in_features: D.
         num_classes: K.
-        k: places that count as right.
+        k: places that count as right; 0 for 5, or 1 with fewer than 50 classes.
         alpha: margin.
     """
     return Head(Linear(in_features, num_classes), None, HardTopK(k, alpha))
