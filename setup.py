@@ -35,6 +35,6 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"export": EXPORT, "test": TEST, "dev": [*TEST, "pre-commit"]},
+    extras_require={"export": EXPORT, "timm": ["timm"], "test": TEST, "dev": [*TEST, "pre-commit"]},
     entry_points={"console_scripts": ["pycls=pycls.cli:console"]},
 )

@@ -17,6 +17,7 @@ __all__ = ["Classifier", "create_model", "effnet", "list_models", "named_model",
 
 def create_model(
     name: str,
+    /,
     num_classes: int | None = None,
     head: str | nn.Module = "softmax",
     head_options: dict[str, Any] | None = None,
@@ -35,7 +36,7 @@ def create_model(
         head: a head's name, which is built for this backbone with ``head_options``, or a head that was built for its
             features already.
         head_options: keyword arguments of a head given by name.
-        pretrained: with weights: True for the Model Zoo's of this architecture, or the name, URL or file of some. With
+        pretrained: with weights: True for the Model Zoo's of this architecture (timm's or torchvision's own for those), or the name, URL or file of some. With
             another head or number of classes than theirs the backbone's are taken and the head starts anew.
         **options: the backbone's keyword arguments, ``in_channels`` and ``image_size`` (in pixels) among them; each
             backbone has those of the images it was made for as defaults.
@@ -46,6 +47,8 @@ def create_model(
         ValueError: if an option's value cannot work.
         TypeError: for an option that the backbone or the head does not have.
     """
+    if pretrained is True and name in MODELS and "pretrained" in inspect.signature(MODELS.get(name)).parameters:
+        options["pretrained"], pretrained = True, False
     weights = _weights(name, pretrained)
     if weights is not None and weights.entry is not None:
         options = {"image_size": weights.entry.crop, **weights.entry.options, **options}

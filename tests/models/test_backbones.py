@@ -25,6 +25,9 @@ LIGHT: dict[str, dict[str, object]] = {
 
 SUPPLIED = {*GIVEN[MODELS]}
 
+OURS = [name for name in MODELS.names() if name not in ("timm", "torchvision")]
+"""The adapters' nets are others': test_adapters.py has what is promised of them."""
+
 
 def build(name: str, in_channels: int = 1, image_size: int = 28, **options: object) -> nn.Module:
     torch.manual_seed(0)
@@ -44,7 +47,7 @@ def works_at(name: str) -> int:
 
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("image_size", [8, 9, 23, 28, 32, 64])
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", OURS)
 def test_features_or_a_clear_refusal(name: str, image_size: int, in_channels: int) -> None:
     if image_size < works_at(name):
         with pytest.raises(ValueError, match=f"at least .* these are {image_size} x {image_size}"):
@@ -63,19 +66,19 @@ def test_features_or_a_clear_refusal(name: str, image_size: int, in_channels: in
 
 
 @pytest.mark.parametrize("image_size", [1, 4, 7])
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", OURS)
 def test_too_small_images_are_refused_at_construction(name: str, image_size: int) -> None:
     with pytest.raises(ValueError, match=f"{name}.* needs images of at least .* these are {image_size} x {image_size}"):
         build(name, 3, image_size)
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", OURS)
 def test_no_channels_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="at least 1 channel"):
         build(name, 0, 64)
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", OURS)
 def test_gradients_reach_every_parameter(name: str) -> None:
     side = works_at(name)
     net = build(name, 3, side).train()
@@ -87,7 +90,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
         assert parameter.grad.abs().max() > 0, key
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", OURS)
 def test_memory_order_does_not_change_the_features(name: str) -> None:
     side = works_at(name)
     net = build(name, 3, side).double().eval()
@@ -97,7 +100,7 @@ def test_memory_order_does_not_change_the_features(name: str) -> None:
     torch.testing.assert_close(net(images.to(memory_format=torch.channels_last)), plain, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", OURS)
 def test_same_seed_same_net(name: str) -> None:
     side = works_at(name)
     one, two = build(name, 1, side).state_dict(), build(name, 1, side).state_dict()
@@ -105,7 +108,7 @@ def test_same_seed_same_net(name: str) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", OURS)
 def test_it_learns(name: str) -> None:
     """Sixteen random images with random labels are learnt by heart: nothing in the net blocks the way."""
     side = works_at(name)
@@ -131,7 +134,7 @@ def test_every_option_is_plain_typed_and_documented(name: str) -> None:
         assert parameter.name in SUPPLIED or parameter.default is not inspect.Parameter.empty, parameter.name
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS.names() if "bn_eps" in inspect.signature(MODELS.get(n)).parameters])
+@pytest.mark.parametrize("name", [n for n in OURS if "bn_eps" in inspect.signature(MODELS.get(n)).parameters])
 def test_batch_norm_settings_reach_every_batch_norm(name: str) -> None:
     stem = {"stem_type": "conv", "c_stem_kernels": (3, 1), "c_stem_strides": (4, 1), "c_stem_dims": (8, 32)}
     options = {"lenet5": {"batch_norm": True}, "vit": stem}.get(name, {})

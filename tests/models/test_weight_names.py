@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference_forward import randomise
 from torch import Tensor, nn
 
 from pycls.errors import InputError
@@ -56,24 +57,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 def theirs(name: str, image_size: int = 224) -> nn.Module:
     models = pytest.importorskip("torchvision.models", reason="torchvision is the independent implementation")
     return models.get_model(name, weights=None, **({"image_size": image_size} if name.startswith("vit") else {}))
-
-
-def randomise(model: nn.Module) -> None:
-    """Statistics and gains of a trained net's kind, so that nothing is hidden by a 0 or a 1."""
-    torch.manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-            nn.init.normal_(module.bias, std=0.02)
-    for key, parameter in model.named_parameters():
-        if "class_token" in key or "pos_embedding" in key:
-            nn.init.normal_(parameter, std=0.5)
 
 
 @pytest.mark.parametrize("name", OURS)
