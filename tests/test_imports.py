@@ -26,11 +26,12 @@ ROOMS = {
     "run": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching", "scaling"},
     "cli": {"errors", "runtime", "config", "run"},
     "export": {"errors", "runtime", "models", "zoo", "config", "build", "launching"},
-    "tools": {"cli", "data", "export", "zoo"},
+    "convert": {"errors", "registry", "runtime", "models", "engine", "config", "build"},
+    "tools": {"cli", "convert", "data", "export", "zoo"},
     "": {"heads", "models"},  # pycls itself: the library's few names
 }
 PAGE = ROOT / "docs" / "architecture.md"
-SEE_CONFIG = {"config", "build", "launching", "scaling", "run", "export", "cli"}
+SEE_CONFIG = {"config", "build", "launching", "scaling", "run", "export", "convert", "cli"}
 LIGHT = {"", "errors", "registry", "config", "cli", "tools"}
 """Rooms that must not import torch: a mistake is reported before that would cost seconds."""
 

@@ -85,6 +85,21 @@ def names(model: Classifier, form: Form) -> dict[str, str]:
     return {name: rename(name.removeprefix("backbone.")) for name in ours if name not in _OWN}
 
 
+def guess_form(weights: Iterable[str], model: Classifier) -> Form:
+    """The form whose names most of these are. Raises :class:`InputError` if none of them is any form's of this model."""
+    given, best, most = set(weights), None, 0
+    for form in FORMS:
+        try:
+            shared = len(given.intersection(names(model, form).values()))
+        except InputError:  # a form that does not have this model
+            continue
+        if shared > most:
+            best, most = form, shared
+    if best is None:
+        raise InputError(f"these weights are for another model: {_some(sorted(given))}")
+    return best
+
+
 def _rename(
     weights: Mapping[str, Tensor], mapping: Mapping[str, str], what: str, skip: Iterable[str] = ()
 ) -> dict[str, Tensor]:
