@@ -36,8 +36,9 @@ def create_model(
         head: a head's name, which is built for this backbone with ``head_options``, or a head that was built for its
             features already.
         head_options: keyword arguments of a head given by name.
-        pretrained: with weights: True for the Model Zoo's of this architecture (timm's or torchvision's own for those), or the name, URL or file of some. With
-            another head or number of classes than theirs the backbone's are taken and the head starts anew.
+        pretrained: with weights: True for the Model Zoo's of this architecture (timm's or torchvision's own for those two),
+            or the name, URL or file of some. With another head or number of classes than theirs the backbone's are taken
+            and the head starts anew.
         **options: the backbone's keyword arguments, ``in_channels`` and ``image_size`` (in pixels) among them; each
             backbone has those of the images it was made for as defaults.
 
