@@ -75,7 +75,7 @@ def by_pycls(widths: list[int], ratios: list[float], groups: list[int], f: Facto
     return new_widths, new_groups
 
 
-ANYNETS = [name for name, net in ARCHITECTURES.items() if net.backbone != "effnet"]
+ANYNETS = [name for name, net in ARCHITECTURES.items() if net.backbone in ("anynet", "regnet")]
 
 
 @pytest.mark.parametrize("name", ANYNETS)

@@ -51,11 +51,16 @@ def test_two_steps_in_bf16_and_channels_last(family: str, options: dict[str, obj
     assert two_steps(make(family, options)).shape == (4, 4)
 
 
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [pytest.param(*case.values, id=case.id, marks=() if case.id == "regnet" else pytest.mark.slow) for case in CASES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "options"), CASES)
 def test_two_steps_compiled(family: str, options: dict[str, object]) -> None:
     model = make(family, options)
     model.backbone.compile()
+    assert two_steps(model).shape == (4, 4)
+
+
+def test_two_steps_as_one_graph() -> None:
+    """The graphs of the compiler, forward and backward, without the time that its C++ takes."""
+    model = make("regnet", LIGHT["regnet"])
+    model.backbone.compile(fullgraph=True, backend="aot_eager")
     assert two_steps(model).shape == (4, 4)
