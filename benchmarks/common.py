@@ -121,11 +121,12 @@ def side_by_side(
     for number in range(rounds):
         for name, neighbour in beside.items():
             pair = (neighbour, name) if number % 2 == 0 else (name, neighbour)
-            count = max(max(1, round(calls[who] / slices[who])) for who in pair)
+            each = min(slices[who] for who in pair)  # as many calls in a slice: a second one in a row finds its data cached
+            count = max(1, round(max(calls[who] for who in pair) / each))
             took = dict.fromkeys(pair, 0.0)
             for _ in range(count):
                 for who in pair:
-                    took[who] += clock(jobs[who], slices[who]) / slices[who] / count
+                    took[who] += clock(jobs[who], each) / each / count
             for who, seconds in took.items():
                 found[who].seconds.append(seconds)
             found[name].ratios.append(took[name] / took[neighbour])

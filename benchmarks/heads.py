@@ -2,14 +2,15 @@
 
     python benchmarks/heads.py [--size small|wide|many|tiny|million|gpu-small|gpu-100k|gpu-1m] [--heads NAME ...]
                                [--repeats N] [--threads N] [--device cpu|cuda] [--dtype float32|bf16] [--memory]
-                               [--no-peers] [--busy] [--quick]
+                               [--no-peers] [--save] [--busy] [--quick]
 
 The plain head is ``nn.Linear`` and ``F.cross_entropy``. A call is the loss of features [N, D] and its gradients by
 features and weights, all gradients made anew (``zero_grad(set_to_none=True)``, as in training). A head and the plain one
 take turns, right after each other. pytorch-metric-learning, if it is installed, has its own weights and takes the same
 features. "matrix products" are the three products with the weights alone, into memory that is there: what no head can
-go below. A head with several prototypes a class stands beside a plain head of as many outputs, and L-GM with a diagonal
-covariance, whose arithmetic is that of twice the features, beside one of that size.
+go below. On the CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in training: else it is luck whose
+gradients are faulted in anew at each call. A head with several prototypes a class stands beside a plain head of as many
+outputs, and L-GM with a diagonal covariance, whose arithmetic is that of twice the features, beside one of that size.
 
 Memory (--memory, and always at the sizes that have a goal for it): on the CPU each head has a process to itself, in
 which a tiny head of its kind has run before, so that libraries are loaded; weights and features are made, the kernel's
@@ -21,7 +22,9 @@ On CUDA both are the allocator's, in one process.
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 import torch
 from common import clock_of, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
@@ -41,6 +44,8 @@ from head_entries import (
 )
 from head_memory import memory_table, million_table, report_memory, report_step
 
+from pycls.runtime.memory import keep_freed_memory
+
 
 def goal_of(name: str, entry: Entry, size: Size) -> float | None:
     """The goal for an entry's time, as a multiple of the plain head's."""
@@ -49,8 +54,11 @@ def goal_of(name: str, entry: Entry, size: Size) -> float | None:
     return size.topk_goal if name in ("smooth_topk", "hard_topk") else size.goal
 
 
-def time_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Namespace) -> str:
-    """Times of one entry after the other, so that at most one of them and one plain head are in memory."""
+def time_table(
+    chosen: dict[str, Entry], size: Size, arguments: argparse.Namespace, ratios: dict[str, tuple[float, float, float]]
+) -> str:
+    """Times of one entry after the other, so that at most one of them and one plain head are in memory. Fills ``ratios``:
+    by name the median and the quartiles."""
     device, autocast = arguments.device, autocast_of(arguments)
     clock, rows, plains = clock_of(device, arguments.busy), [], []
     least_s = 0.0 if arguments.quick else 0.1
@@ -68,12 +76,24 @@ def time_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Namespa
             plains.append(against)
             rows.append([against, shown_seconds(found[against].second), "1", "", "", "", ""])
         measured = found[name]
+        ratios[name] = (measured.ratio, *measured.spread)
         goal = verdict(measured.ratio, goal_of(name, entry, size) if entry else None)
         rows.append([name, shown_seconds(measured.second), f"{measured.ratio:.2f}", shown_spread(measured.spread),
                      "" if against == "linear" else against, *goal])  # fmt: skip
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return table(["", "forward, backward", "x linear", "quartiles", "beside", "goal", ""], rows)
+
+
+def save(ratios: dict[str, tuple[float, float, float]], size: Size, arguments: argparse.Namespace) -> None:
+    """Writes benchmarks/results/heads_SIZE.json, of which docs/heads.md shows the small one."""
+    where = ", ".join(setting(arguments.device).splitlines()).split("; load")[0]
+    note = (f"N {size.n}, D {size.d}, K {size.k:,}, {arguments.dtype}, {where}, {torch.get_num_threads()} threads; "
+            f"`python benchmarks/heads.py --size {arguments.size} --save`.")  # fmt: skip
+    target = Path(__file__).parent / f"results/heads_{arguments.size.replace('-', '_')}.json"
+    target.parent.mkdir(exist_ok=True)
+    rounded = {name: [round(value, 2) for value in values] for name, values in ratios.items()}
+    target.write_text(json.dumps({"note": note, "ratio": rounded}, indent=1) + "\n", encoding="utf-8")
 
 
 def options() -> argparse.ArgumentParser:
@@ -86,6 +106,7 @@ def options() -> argparse.ArgumentParser:
     asked.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
     asked.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="bf16: under autocast")
     asked.add_argument("--memory", action="store_true", help="the table of memory, also where there is no goal for it")
+    asked.add_argument("--save", action="store_true", help="write benchmarks/results/heads_SIZE.json")
     asked.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
     asked.add_argument("--step-of", default="", help=argparse.SUPPRESS)
     return asked
@@ -111,6 +132,8 @@ def main() -> None:
     if arguments.step_of:
         return report_step(one(arguments.step_of), size, arguments.repeats)
     chosen = choose(arguments, asked)
+    if arguments.device == "cpu":
+        keep_freed_memory()
     print(setting(arguments.device))
     print(f"N {size.n}, D {size.d}, K {size.k:,}, {arguments.dtype}; {arguments.repeats} rounds")
     if not any(name.startswith(PEER) for name in chosen):
@@ -118,7 +141,10 @@ def main() -> None:
     if arguments.size == "million":
         print(f"\n{million_table(chosen, size, arguments)}")
         return None
-    print(f"\n{time_table(chosen, size, arguments)}")
+    ratios: dict[str, tuple[float, float, float]] = {}
+    print(f"\n{time_table(chosen, size, arguments, ratios)}")
+    if arguments.save:
+        save(ratios, size, arguments)
     if arguments.memory or size.memory_goal:
         print(f"\nMemory\n\n{memory_table(chosen, size, arguments)}")
     return None

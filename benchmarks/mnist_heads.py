@@ -48,7 +48,7 @@ def main() -> None:
         test = train(name, flags.root, flags.out, flags.threads)["test"]
         errors[name] = test["top1_err"]
         print(f"{name:20} {test['top1_err']:5.2f} %", flush=True)
-    if flags.heads == HEADS.names():
+    if set(flags.heads) == set(HEADS.names()):
         note = (f"LeNet-5, {EPOCHS} epochs, each head with its defaults, one seed, {datetime.date.today().isoformat()}; "
                 "`python benchmarks/mnist_heads.py`.")  # fmt: skip
         result = {"note": note, "error": errors}

@@ -87,7 +87,7 @@ def table_rows(cost: dict[str, Any], mnist: dict[str, Any], certificates: dict[s
     for name in HEADS.names():
         f64, f32 = certificates[name]
         ratio, error = cost.get("ratio", {}).get(name), mnist.get("error", {}).get(name)
-        rows.append(f"| [{name}](#{name}) | {f64:.0e} | {f32:.0e} | {ratio if ratio else ''} | "
+        rows.append(f"| [{name}](#{name}) | {f64:.0e} | {f32:.0e} | {f'{ratio[0]} ({ratio[1]}-{ratio[2]})' if ratio else ''} | "
                     f"{f'{error:.2f} %' if error is not None else ''} |")  # fmt: skip
     return "\n".join(rows)
 
