@@ -4,13 +4,16 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pycls.engine.state_file import load_state, save_state
+from pycls.engine.snapshot import Snapshot, take
+from pycls.engine.state_file import load_state, write_snapshot
 from pycls.errors import DamagedFile, InputError
 from pycls.runtime.files import atomic_link
 
@@ -23,6 +26,8 @@ _NAME = re.compile(r"step_(\d{9})\.safetensors")
 class Checkpoints:
     """The checkpoints in ``folder``: ``step_000001234.safetensors`` and ``best.safetensors``.
 
+    A context manager: at its end the last one is whole.
+
     Args:
         folder: created when the first one is saved.
         keep: how many of the newest are kept, besides the best.
@@ -30,6 +35,15 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int) -> None:
         self.folder, self.keep = Path(folder), keep
+        self._memory: dict[str, Tensor] = {}
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.wait()
 
     def steps(self) -> list[int]:
         """The optimiser steps after which there is a checkpoint, oldest first."""
@@ -42,13 +56,29 @@ class Checkpoints:
         return self.folder / f"step_{step:09d}.safetensors"
 
     def save(self, step: int, state: Mapping[str, Any], best: bool) -> None:
-        """Saves durably, then lets ``best.safetensors`` be this one too if it is, then removes the oldest.
+        """Copies the state, which may then change again, and has a thread of its own write it durably, then let
+        ``best.safetensors`` be this one too if it is, then remove the oldest. Waits first for the one before.
 
         Raises:
-            RunError: the disk refuses. Older checkpoints are intact.
+            RunError: the disk refused the one before. Older checkpoints are intact.
         """
+        self.wait()
+        self._pending = self._writer.submit(self._write, step, take(state, self._memory), best)
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk. Raises RunError if the disk refuses it; older checkpoints are intact."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def raise_error(self) -> None:
+        """Raises RunError if the disk has refused what was saved; does not wait."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def _write(self, step: int, snapshot: Snapshot, best: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_state(self.path(step), state)
+        write_snapshot(self.path(step), snapshot)
         if best:
             self.link_best(step)
         self.prune(step)

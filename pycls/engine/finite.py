@@ -51,5 +51,8 @@ def first_bad_step(losses: list[float], ids: list[Tensor], parts: int) -> BadSte
 def bad_weights(model: nn.Module) -> str | None:
     """The name of a parameter that holds an infinity or NaN, if there is one."""
     named = list(model.named_parameters())
-    finite = torch.stack([parameter.isfinite().all() for _, parameter in named])
+    with torch.no_grad():
+        if bool(torch.stack([parameter.sum() for _, parameter in named]).isfinite().all()):
+            return None  # a sum is far quicker than a look at each, and not finite if one of them is not
+        finite = torch.stack([parameter.isfinite().all() for _, parameter in named])
     return None if bool(finite.all()) else named[int(finite.long().argmin())][0]

@@ -8,21 +8,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pycls.engine.snapshot import MAP, TENSOR, Snapshot, take
 from pycls.engine.torch_file import is_torch_file, load_torch_weights
 from pycls.errors import DamagedFile, InputError
 from pycls.runtime.files import atomic_write
 
 FORMAT = "pycls-state-1"
-_TENSOR = "__tensor__"
-_MAP = "__map__"
+_DTYPES = {
+    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.int16: "I16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
+}  # fmt: skip
+_PLAIN = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -31,11 +35,14 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     Raises:
         RunError: the disk is full or refuses otherwise; what was at ``path`` before is intact.
     """
-    tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_pack(state, "", tensors), sort_keys=True)
+    write_snapshot(path, take(state))
+
+
+def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
+    """Writes what :func:`pycls.engine.snapshot.take` copied. Raises as :func:`save_state` does."""
+    tensors, tree = snapshot.tensors, snapshot.tree
     metadata = {"format": FORMAT, "state": tree, "sha256": _digest(tensors, tree)}
-    data = safetensors.torch.save(tensors, metadata)
-    atomic_write(path, lambda file: file.write(data))
+    atomic_write(path, lambda file: _write(file, tensors, metadata))
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -76,45 +83,49 @@ def _digest(tensors: Mapping[str, Tensor], tree: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        if tensor.numel():
-            total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        total.update(_bytes(tensor))
     return total.hexdigest()
 
 
-def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """The JSON form of a tree; its tensors are added to ``tensors`` under their places."""
-    if isinstance(value, Tensor):
-        # a copy, contiguous in the plain order: the file's form, and not a view that training goes on to change
-        tensors[place] = value.detach().to("cpu", copy=True).contiguous(memory_format=torch.contiguous_format)
-        return {_TENSOR: place}
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value):
-            return {key: _pack(item, f"{place}/{key}" if place else key, tensors) for key, item in value.items()}
-        return {_MAP: [[key, _pack(item, f"{place}/{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_pack(item, f"{place}/{i}", tensors) for i, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{place}: a {type(value).__name__} cannot be saved")
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values in the plain order of its dimensions; a copy only if they lie in another order.
+
+    NumPy makes it, in this thread alone: PyTorch would take the training's cores for it.
+    """
+    return np.ascontiguousarray(tensor.view(_PLAIN[tensor.itemsize]).numpy()).reshape(-1).view(np.uint8).data
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """The safetensors format, tensor by tensor, so that there is no second copy of them all: the header's length, the
+    header, and the values without gaps, the widest types first, so that each is aligned."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    names, end = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)), 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {"dtype": _DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        file.write(_bytes(tensors[name]))
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
-        if _TENSOR in value:
-            return tensors[value[_TENSOR]]
-        if _MAP in value:
-            return {key: _unpack(item, tensors) for key, item in value[_MAP]}
+        if TENSOR in value:
+            return tensors[value[TENSOR]]
+        if MAP in value:
+            return {key: _unpack(item, tensors) for key, item in value[MAP]}
         return {key: _unpack(item, tensors) for key, item in value.items()}
     return [_unpack(item, tensors) for item in value] if isinstance(value, list) else value
 
 
 def save_weights(path: str | Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Writes weights under their own names, for any tool that reads safetensors; ``about`` is kept as JSON beside them."""
-    tensors = {n: w.detach().to("cpu").contiguous(memory_format=torch.contiguous_format) for n, w in weights.items()}
+    tensors = {name: weight.detach().cpu() for name, weight in weights.items()}
     text = json.dumps(about, sort_keys=True)
     metadata = {"format": "pt", "pycls": text, "sha256": _digest(tensors, text)}
-    data = safetensors.torch.save(tensors, metadata)
-    atomic_write(path, lambda file: file.write(data))
+    atomic_write(path, lambda file: _write(file, tensors, metadata))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -108,9 +108,9 @@ class Trainer:
             Stopped: a signal asked for it.
             RunError: the loss is not finite, or a checkpoint cannot be written.
         """
-        if self.step == 0 and self.settings.max_epoch == 0:
-            self.save()  # the initial weights are the result
-        with StopSignal() as stop:
+        with StopSignal() as stop, self.checkpoints:
+            if self.step == 0 and self.settings.max_epoch == 0:
+                self.save()  # the initial weights are the result
             while self.epoch < self.settings.max_epoch:
                 self._train_epoch(stop)
                 self._end_epoch()
@@ -135,6 +135,7 @@ class Trainer:
                     self.ema.update(self.step)
                 if self.start % settings.log_period == 0 or self.start == steps:
                     stats = self._check_finite()
+                    self.checkpoints.raise_error()
                     seen = self.inspect() if self.inspect is not None else {}
                     self.reporter.steps_done(self.epoch, self.start, lr, stats, seen)
                 if self.ranks.world_size == 1 or self.start % settings.log_period == 0 or self.start == steps:
@@ -225,10 +226,10 @@ class Trainer:
     # --- state
 
     def save(self, best: bool = False) -> None:
-        """Saves everything that decides the future, durably; all processes call it.
+        """Saves everything that decides the future; it is written in the background. All processes call it.
 
         Raises:
-            RunError: a loss or a weight is not finite, or the disk refuses. Older checkpoints are intact.
+            RunError: a loss or a weight is not finite, or the disk refused the last one. Older checkpoints are intact.
         """
         if self._recent_ids:
             self._check_finite()

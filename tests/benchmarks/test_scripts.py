@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import checkpoint
 import esf
 import heads
 import pytest
@@ -51,6 +52,13 @@ def test_train_step(name: str, main: Callable[..., str]) -> None:
     for row in ("bare loop", "ours", "arithmetic alone"):
         assert f"\n{row} " in text
     assert ">= 0.97" in text and "img/s" in text
+
+
+def test_checkpoint(main: Callable[..., str]) -> None:
+    text = main(checkpoint, "--quick")
+    for row in ("pycls: the loop stands still", "until it is on the disk", "copying alone", "torch.save + fsync"):
+        assert f"\n{row} " in text
+    assert "<= 0.06" in text
 
 
 def test_esf(main: Callable[..., str]) -> None:

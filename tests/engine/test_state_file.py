@@ -2,6 +2,7 @@
 
 import math
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from pycls.engine import checkpoints as checkpoints_module
 from pycls.engine.checkpoints import Checkpoints, load_model_state, model_state
+from pycls.engine.snapshot import Snapshot
 from pycls.engine.state_file import better_weights, load_state, load_weights, save_state, save_weights
-from pycls.errors import DamagedFile, InputError
+from pycls.errors import DamagedFile, InputError, RunError
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
           torch.uint8, torch.bool]  # fmt: skip
@@ -130,10 +133,12 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoints.steps() == [] and checkpoints.newest() is None and checkpoints.best() is None
     for step in range(1, 6):
         checkpoints.save(step, {"step": step}, best=step == 2)
+    checkpoints.wait()
     assert checkpoints.steps() == [4, 5] and load_state(tmp_path / "c/best.safetensors") == {"step": 2}
     assert checkpoints.newest() == {"step": 5}
     (tmp_path / "c/step_1.safetensors").write_text("someone else's")
-    checkpoints.save(6, {"step": 6}, best=True)
+    with checkpoints:
+        checkpoints.save(6, {"step": 6}, best=True)
     assert checkpoints.steps() == [5, 6] and (tmp_path / "c/step_1.safetensors").exists()
     assert load_state(tmp_path / "c/best.safetensors") == {"step": 6}
 
@@ -142,15 +147,60 @@ def test_damaged_ones_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureF
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (1, 2, 3):
         checkpoints.save(step, {"step": step}, best=False)
+    checkpoints.wait()
     checkpoints.path(3).write_bytes(b"no")
     assert checkpoints.newest() == {"step": 2}
     assert "step_000000003" in caplog.text and "going back to the checkpoint before it" in caplog.text
     checkpoints.save(2, {"step": 2}, best=False)
+    checkpoints.wait()
     assert checkpoints.steps() == [1, 2], "the run has got round the damaged one"
     for step in (1, 2):
         checkpoints.path(step).write_bytes(b"no")
     with pytest.raises(InputError, match="every checkpoint"):
         checkpoints.newest()
+
+
+def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_write = threading.Event(), threading.Event()
+    write = checkpoints_module.write_snapshot
+
+    def slowly(path: Path, snapshot: Snapshot) -> None:
+        begun.set()
+        assert may_write.wait(10)
+        write(path, snapshot)
+
+    monkeypatch.setattr(checkpoints_module, "write_snapshot", slowly)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    weight, history = torch.arange(6.0).view(1, 2, 3, 1).to(memory_format=torch.channels_last), [{"loss": 1.0}]
+    state = {"weight": weight, "half": weight.bfloat16(), "none": torch.zeros(0), "history": history}
+    checkpoints.save(1, state, best=False)
+    assert begun.wait(10) and checkpoints.steps() == [], "the loop goes on before anything is written"
+    memory = [tensor.data_ptr() for tensor in checkpoints._memory.values()]
+    weight.zero_()
+    history.append({"loss": 0.5})
+    may_write.set()
+    checkpoints.save(2, state, best=False)
+    checkpoints.wait()
+    assert [tensor.data_ptr() for tensor in checkpoints._memory.values()] == memory, "the memory is used again"
+    first, second = (load_state(checkpoints.path(step)) for step in (1, 2))
+    assert torch.equal(first["weight"], torch.arange(6.0).view(1, 2, 3, 1)) and first["history"] == [{"loss": 1.0}]
+    assert first["half"].dtype == torch.bfloat16 and first["none"].shape == (0,)
+    assert not second["weight"].any() and len(second["history"]) == 2
+
+
+def test_what_the_disk_refuses_is_said_once_and_costs_nothing(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, {"step": 1}, best=True)
+    checkpoints.wait()
+    checkpoints.path(2).mkdir()  # nothing can be renamed to this
+    checkpoints.save(2, {"step": 2}, best=True)
+    with pytest.raises(RunError, match=r"cannot write .*step_000000002"):
+        checkpoints.save(3, {"step": 3}, best=False)
+    checkpoints.path(2).rmdir()
+    checkpoints.raise_error()
+    checkpoints.save(3, {"step": 3}, best=False)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 3] and load_state(tmp_path / "best.safetensors") == {"step": 1}
 
 
 def test_weights_of_another_model_are_refused() -> None:

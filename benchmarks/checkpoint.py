@@ -1,0 +1,102 @@
+"""How long a training stands still for a checkpoint: ResNet-50, its moving average and its optimiser.
+
+Beside it, in the same rounds: copying the same tensors into memory that is there already, which is the least it could be,
+and what a loop of one's own does, ``torch.save`` without and with ``fsync``.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import parse, parser, setting, shown_seconds, table, verdict
+
+import pycls
+from pycls.engine.checkpoints import Checkpoints, model_state, optimizer_state
+from pycls.engine.ema import Ema
+from pycls.engine.finite import bad_weights
+from pycls.runtime.memory import keep_freed_memory
+
+GOAL_S = 0.060
+
+
+def make_state(name: str, device: str) -> tuple[torch.nn.Module, Callable[[], dict[str, Any]]]:
+    """A model after a step, and what gives its whole state as it lies on the device."""
+    model = pycls.create_model(name, num_classes=1000).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = Ema(model, 0.1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return model, lambda: {
+        "model": model_state(model), "ema": model_state(ema.model), "optimizer": optimizer_state(model, optimizer)
+    }  # fmt: skip
+
+
+def seconds(job: Callable[[], object]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def measure(name: str, device: str, folder: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds by what is measured, one a round; the first round, which allocates, is not counted."""
+    model, state = make_state(name, device)
+    sources = [*model_state(model).values()] * 2 + [v["momentum_buffer"] for v in state()["optimizer"].values()]
+    room = [torch.empty_like(source, device="cpu", pin_memory=source.is_cuda) for source in sources]
+    checkpoints = Checkpoints(folder, keep=1)
+
+    def copy() -> None:
+        for to, source in zip(room, sources, strict=True):
+            to.copy_(source)
+
+    def stop() -> None:
+        bad_weights(model)
+        checkpoints.save(len(found["until it is on the disk"]), state(), best=False)
+
+    def save(sync: bool) -> None:
+        with (folder / "torch.pt").open("wb") as file:
+            torch.save(state(), file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+
+    jobs: dict[str, Callable[[], object]] = {
+        "pycls: the loop stands still": stop,
+        "until it is on the disk": checkpoints.wait,
+        "copying alone": copy,
+        "torch.save": lambda: save(sync=False),
+        "torch.save + fsync": lambda: save(sync=True),
+    }
+    found: dict[str, list[float]] = {title: [] for title in jobs}
+    for _ in range(repeats + 1):
+        for title, job in jobs.items():
+            found[title].append(seconds(job))
+    return {title: values[1:] for title, values in found.items()}
+
+
+def main() -> None:
+    options = parser("A checkpoint of ResNet-50 with moving average and optimiser beside torch.save.", repeats=7)
+    options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options.add_argument("--folder", type=Path, help="on the disk to write to; a temporary one if not given")
+    arguments = parse(options)
+    keep_freed_memory()
+    name = "ResNet-18" if arguments.quick else "ResNet-50"
+    print(setting(arguments.device), flush=True)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        found = measure(name, arguments.device, Path(folder), arguments.repeats)
+    rows = []
+    for title, values in found.items():
+        middle = statistics.median(values)
+        goal = GOAL_S if title.startswith("pycls") else None
+        rows.append([title, *map(shown_seconds, (middle, min(values), max(values))), *verdict(middle, goal)])
+    print(table([f"{name}, {arguments.repeats} rounds", "median", "least", "most", "goal (s)", ""], rows))
+
+
+if __name__ == "__main__":
+    main()
