@@ -10,7 +10,8 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "pycls/__init__.py").rea
 assert VERSION is not None
 
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]
-TEST = [*EXPORT, "pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "types-simplejson", "types-tqdm"]
+SLURM = ["submitit"]
+TEST = [*EXPORT, *SLURM, "pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "types-simplejson", "types-tqdm"]
 
 setup(
     name="pycls-heads",
@@ -35,6 +36,6 @@ setup(
         "tensorboard",
         "tqdm",
     ],
-    extras_require={"export": EXPORT, "timm": ["timm"], "test": TEST, "dev": [*TEST, "pre-commit"]},
+    extras_require={"export": EXPORT, "slurm": SLURM, "timm": ["timm"], "test": TEST, "dev": [*TEST, "pre-commit"]},
     entry_points={"console_scripts": ["pycls=pycls.cli:console"]},
 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pycls.errors import InputError, RunError
-from pycls.runtime.worker import LAUNCHER_PID, is_worker, leave, report_error, start_worker
+from pycls.runtime.worker import LAUNCHER_PID, SUBMITTED, is_worker, leave, report_error, start_worker
 
 MODES = ("train", "test", "time", "info", "scale")
 EXAMPLES = """\
@@ -16,6 +16,7 @@ examples:
   run_net.py --cfg configs/digits/lenet5_softmax.yaml
   run_net.py --cfg configs/digits/lenet5_softmax.yaml OPTIM.BASE_LR 0.05 HEAD.NAME rbf_softmax OUT_DIR runs/rbf
   run_net.py --mode test --cfg runs/rbf/config.yaml
+  run_net.py --wait --cfg configs/mnist/lenet5_rbf.yaml LAUNCH.MODE slurm NUM_GPUS 8
   run_net.py --help-options OPTIM
 """
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-h", "--help", action="store_true", help="show this text")
     parser.add_argument("--mode", choices=MODES, default="train", help="what to do (default: train)")
     parser.add_argument("--cfg", metavar="FILE", help="the configuration, a YAML file")
+    parser.add_argument("--wait", action="store_true", help="LAUNCH.MODE slurm: show the job's log until it ends")
     parser.add_argument(
         "--help-options",
         metavar="SECTION",
@@ -55,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done. 1: the run could not go on. 2: what the user gave cannot work. 130: interrupted. Else, what the mode says.
+    0: done. 1: the run could not go on. 2: what the user gave cannot work. 130, 138, 140, 143: stopped by SIGINT, SIGUSR1,
+    SIGUSR2, SIGTERM, and saved.
     The user's errors are one line on stderr; an exception of any other kind is a bug of ours and keeps its traceback.
 
     Args:
@@ -97,6 +100,11 @@ def _run(words: list[str]) -> int:
     from pycls.config import load
 
     cfg = load(flags.cfg, flags.overrides, notify=_notice)
+    if flags.mode in ("train", "test", "time") and not is_worker() and SUBMITTED not in os.environ:
+        if cfg.LAUNCH.MODE == "torchrun":
+            return int(importlib.import_module("pycls.launching").become_torchrun(cfg))
+        if cfg.LAUNCH.MODE in ("slurm", "submitit_local"):
+            return int(importlib.import_module("pycls.submission").submit(cfg, flags.mode, flags.wait))
     run = importlib.import_module("pycls.run")  # imports torch
     return int(getattr(run, flags.mode)(cfg))
 

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import yaml
@@ -17,7 +19,7 @@ from pycls.runtime.devices import choose_device, set_deterministic, set_threads
 from pycls.runtime.distributed import Ranks, destroy, init_process_group_from_env, ranks_from_env
 from pycls.runtime.files import RunLock
 from pycls.runtime.memory import keep_freed_memory
-from pycls.runtime.worker import LAUNCHER_PID, is_worker
+from pycls.runtime.worker import LAUNCHER_PID, SUBMITTED, is_worker
 
 CONFIG_FILE = "config.yaml"
 
@@ -29,11 +31,22 @@ def is_launched() -> bool:
 
 def processes_to_launch(cfg: CfgNode) -> int:
     """How many workers this process has to start; 0 if it does the work itself. It leaves the GPUs alone."""
-    if is_worker():
+    if is_worker() or SUBMITTED in os.environ:
         return 0
-    on_gpus = cfg.DEVICE in ("auto", "cuda") and torch.cuda.is_available()
-    count = int(cfg.NUM_GPUS if on_gpus else cfg.NUM_PROCS)
+    count = _processes_here(cfg)
     return count if count > 1 else 0
+
+
+def _processes_here(cfg: CfgNode) -> int:
+    on_gpus = cfg.DEVICE in ("auto", "cuda") and torch.cuda.is_available()
+    return int(cfg.NUM_GPUS if on_gpus else cfg.NUM_PROCS)
+
+
+def become_torchrun(cfg: CfgNode) -> NoReturn:
+    """Replace this process by torchrun with the same command line, which restarts the workers when one dies."""
+    module = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    flags = [f"--nproc-per-node={_processes_here(cfg)}", f"--max-restarts={cfg.LAUNCH.MAX_RETRY}"]
+    os.execv(sys.executable, [*module, *flags, *sys.argv])
 
 
 @contextlib.contextmanager
@@ -55,7 +68,7 @@ def process_group(cfg: CfgNode) -> Iterator[tuple[torch.device, Ranks]]:
     if device.type == "cpu":
         keep_freed_memory()
     set_deterministic(device, cfg.DETERMINISTIC, cfg.CUDNN.BENCHMARK)
-    ranks = init_process_group_from_env(device)
+    ranks = init_process_group_from_env(device, cfg.RUNTIME.TIMEOUT)
     try:
         yield device, ranks
     finally:

@@ -38,9 +38,7 @@ def train(cfg: CfgNode) -> int:
     with launching.claim(out_dir):
         if not launching.is_launched():
             launching.refuse_other_config(cfg)
-            if (out_dir / RESULT).is_file() and launching.checkpoints(cfg).steps():
-                if ranks_from_env().is_main:
-                    print(f"the run in {out_dir} is finished:\n\n{reports.table(reports.read(out_dir / RESULT))}\n")
+            if is_finished(cfg, out_dir):
                 return 0
             if launching.processes_to_launch(cfg):
                 return launch_local(launching.processes_to_launch(cfg))
@@ -50,6 +48,15 @@ def train(cfg: CfgNode) -> int:
         except Stopped as stopped:
             return stopped.exit_code
     return 0
+
+
+def is_finished(cfg: CfgNode, out_dir: Path) -> bool:
+    """Whether the run has ended; its main process shows how."""
+    if not (out_dir / RESULT).is_file() or not launching.checkpoints(cfg).steps():
+        return False
+    if ranks_from_env().is_main:
+        print(f"the run in {out_dir} is finished:\n\n{reports.table(reports.read(out_dir / RESULT))}\n")
+    return True
 
 
 def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> None:

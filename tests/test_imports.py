@@ -24,14 +24,15 @@ ROOMS = {
     "launching": {"errors", "runtime", "engine", "config"},
     "scaling": {"runtime", "models", "config", "build"},
     "run": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching", "scaling"},
-    "cli": {"errors", "runtime", "config", "run"},
+    "submission": {"", "errors", "runtime", "config", "build", "launching", "run", "cli"},
+    "cli": {"errors", "runtime", "config", "run", "launching", "submission"},
     "export": {"errors", "runtime", "models", "zoo", "config", "build", "launching"},
     "convert": {"errors", "registry", "runtime", "models", "engine", "config", "build"},
     "tools": {"cli", "convert", "data", "export", "zoo"},
     "": {"heads", "models"},  # pycls itself: the library's few names
 }
 PAGE = ROOT / "docs" / "architecture.md"
-SEE_CONFIG = {"config", "build", "launching", "scaling", "run", "export", "convert", "cli"}
+SEE_CONFIG = {"config", "build", "launching", "scaling", "submission", "run", "export", "convert", "cli"}
 LIGHT = {"", "errors", "registry", "config", "cli", "tools"}
 """Rooms that must not import torch: a mistake is reported before that would cost seconds."""
 

@@ -1,5 +1,7 @@
 """Core options that are right each by itself and cannot hold together."""
 
+import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +28,8 @@ def check(values: dict[str, Any], given: dict[str, Located]) -> None:
     _check_steps(values, start("OPTIM.STEPS"))
     _check_batch(values, start("TRAIN.BATCH_SIZE"))
     _check_dependent(values, given)
+    if values["LAUNCH.MODE"] in ("slurm", "submitit_local"):
+        _check_job(values, start)
 
 
 def _check_splits(values: dict[str, Any], start: str) -> None:
@@ -75,3 +79,23 @@ def _check_batch(values: dict[str, Any], start: str) -> None:
             unit = processes * parts
             near = " or ".join(str(n) for n in (size // unit * unit, -(-size // unit) * unit) if n)
             raise InputError(f"{start}: {size} cannot be divided by {' x '.join(factors)}; {near} can")
+
+
+def _check_job(values: dict[str, Any], start: Callable[[str], str]) -> None:
+    """A job's processes fill whole machines, and sbatch would not say whose mistake an option of its is."""
+    mode, at_most = values["LAUNCH.MODE"], values["MAX_GPUS_PER_NODE"]
+    if values["DEVICE"] == "mps":
+        raise InputError(f"{start('LAUNCH.MODE')}: a run on mps is a run of one process on this machine, no {mode} job")
+    key = "NUM_PROCS" if values["DEVICE"] == "cpu" else "NUM_GPUS"
+    count = values[key]
+    if count > at_most and mode == "submitit_local":
+        raise InputError(f"{start(key)}: {count} processes on one machine, but MAX_GPUS_PER_NODE is {at_most}")
+    if count > at_most and count % at_most:
+        raise InputError(f"{start(key)}: {count} processes do not fill machines of MAX_GPUS_PER_NODE {at_most}; "
+                         f"{count // at_most * at_most} or {-(-count // at_most) * at_most} do")  # fmt: skip
+    for line in values["LAUNCH.SBATCH"]:
+        if not re.fullmatch(r"--[a-z][a-z0-9-]+(=.+)?", line):
+            raise InputError(f"{start('LAUNCH.SBATCH')}: expected options such as --reservation=night, found {line!r}")
+    if values["LAUNCH.SIGNAL_DELAY"] >= 60 * values["LAUNCH.TIME_LIMIT"]:
+        raise InputError(f"{start('LAUNCH.SIGNAL_DELAY')}: {values['LAUNCH.SIGNAL_DELAY']} s before the end is before the "
+                         f"start: LAUNCH.TIME_LIMIT is {values['LAUNCH.TIME_LIMIT']} min")  # fmt: skip

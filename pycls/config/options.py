@@ -148,10 +148,36 @@ CORE: dict[str, Option] = {
     "DEVICE": Option("auto", "auto takes cuda, mps or cpu, the first there is", choices=("auto", "cpu", "cuda", "mps")),
     "NUM_GPUS": Option(1, "processes, one a GPU, when training on GPUs", low=1),
     "NUM_PROCS": Option(1, "processes when training on the CPU", low=1),
+    "MAX_GPUS_PER_NODE": Option(8, "processes on one machine at most, when a job is submitted to several", low=1),
     "NUM_THREADS": Option(0, "CPU threads of each process; 0 for the cores shared evenly", low=0),
+    "RUNTIME.TIMEOUT": Option(600.0, "seconds that processes wait for one that hangs before the run ends", low=1),
     "DETERMINISTIC": Option(False, "on a GPU, only deterministic algorithms (slower); a CPU run always is"),
     "CUDNN.BENCHMARK": Option(True, "let cuDNN try its algorithms and take the fastest"),
     "RNG_SEED": Option(1, "the seed that order, augmentation, initial weights and dropout are functions of", low=0),
+    # --- where it runs
+    "LAUNCH.MODE": Option("local", "local: processes of this machine; torchrun: the same, restarted when one dies; slurm: "
+                          "a job; submitit_local: a job on this machine, to try it",
+                          choices=("local", "torchrun", "slurm", "submitit_local")),
+    "LAUNCH.MAX_RETRY": Option(3, "torchrun: restarts after a process died; slurm: requeues after a time-out", low=0),
+    "LAUNCH.NAME": Option("pycls_job", "slurm: the job's name"),
+    "LAUNCH.COMMENT": Option("", "slurm: its comment"),
+    "LAUNCH.TIME_LIMIT": Option(4200, "slurm: minutes an attempt may take", low=1),
+    "LAUNCH.SIGNAL_DELAY": Option(120, "slurm: seconds before its end at which it saves and queues again", low=1),
+    "LAUNCH.CPUS_PER_GPU": Option(0, "slurm: cores of each process; 0 for NUM_THREADS (at least 1), on GPUs for 1 and "
+                                  "DATA_LOADER.NUM_WORKERS", low=0),
+    "LAUNCH.MEM_PER_GPU": Option(0.0, "slurm: GB of memory for each process; 0 for the cluster's default", low=0),
+    "LAUNCH.PARTITION": Option("", "slurm: the partition; empty for the cluster's default"),
+    "LAUNCH.ACCOUNT": Option("", "slurm: the account it is charged to"),
+    "LAUNCH.QOS": Option("", "slurm: the quality of service"),
+    "LAUNCH.GRES": Option("gpu", "slurm: the GPUs as the cluster's gres calls them, such as gpu:a100; their number is added"),
+    "LAUNCH.GPU_TYPE": Option("", "slurm: a feature that the nodes must have, as in pycls; see LAUNCH.GRES"),
+    "LAUNCH.CONSTRAINT": Option("", "slurm: further features that the nodes must have"),
+    "LAUNCH.EXCLUDE": Option("", "slurm: nodes not to use"),
+    "LAUNCH.EMAIL": Option("", "slurm: who is told when the job ends"),
+    "LAUNCH.SBATCH": Option([], "slurm: further options of sbatch, such as [--reservation=night, --exclusive]",
+                            types=(list[str],)),
+    "LAUNCH.SETUP": Option([], "slurm: lines of shell before the processes start, such as [module load cuda]",
+                           types=(list[str],)),
     # --- what is written
     "DESC": Option("", "what the run is, for people"),
     "OUT_DIR": Option("", "folder of the run; empty for runs/<name of the YAML>"),
@@ -163,8 +189,8 @@ CORE: dict[str, Option] = {
 }
 
 IRRELEVANT_TO_RESULT = frozenset({
-    "DATA.DOWNLOAD", "DATA.HASH", "DATA.MAX_UNREADABLE", "DATA.ROOT", "DATA_LOADER.*", "DESC", "IMPORTS", "LOG_PERIOD",
-    "LOG_SAMPLES", "MODEL.SCALING_*", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS", "OUT_DIR", "PREC_TIME.*", "TENSORBOARD",
-    "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
+    "DATA.DOWNLOAD", "DATA.HASH", "DATA.MAX_UNREADABLE", "DATA.ROOT", "DATA_LOADER.*", "DESC", "IMPORTS", "LAUNCH.*",
+    "LOG_PERIOD", "LOG_SAMPLES", "MAX_GPUS_PER_NODE", "MODEL.SCALING_*", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS", "OUT_DIR",
+    "PREC_TIME.*", "RUNTIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
 })
 """Patterns of options that may differ between two runs of the same training: where, how fast and what is written."""

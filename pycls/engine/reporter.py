@@ -1,10 +1,13 @@
 """What a training says while it runs: a bar or plain lines for people, json_stats for programs, TensorBoard for both."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from pycls.engine.pace import Spread
 from pycls.runtime.board import Board
 from pycls.runtime.log import log_json_stats
 from pycls.runtime.progress import Progress
@@ -13,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 LINE_PERIOD_S = 10.0
 """Seconds between two plain lines within an epoch: a log is to be read."""
+
+
+WARNING_PERIOD_S = 300.0
+"""Seconds between two warnings of a process that holds the others up."""
 
 
 class Reporter:
@@ -32,6 +39,7 @@ class Reporter:
         self.max_epoch, self.steps, self.batch_size = max_epoch, steps, batch_size
         self._rate = 0.0
         self._ticks = self._last_line = time.perf_counter()
+        self._last_warning = -math.inf
         self._done = 0
         self._progress: Progress | None = None
 
@@ -43,8 +51,9 @@ class Reporter:
         return self._progress
 
     def steps_done(self, epoch: int, start: int, lr: float, stats: Mapping[str, float],
-                   head: Mapping[str, float]) -> None:  # fmt: skip
-        """``start`` steps of the epoch are done; ``stats`` are its means so far, ``head`` the head's numbers."""
+                   head: Mapping[str, float], spread: Spread | None = None) -> None:  # fmt: skip
+        """``start`` steps of the epoch are done; ``stats`` are its means so far, ``head`` the head's numbers, ``spread``
+        the processes' own times since the last call."""
         assert self._progress is not None, "an epoch has begun"
         now, images = time.perf_counter(), (start - self._done) * self.batch_size
         self._rate = images / max(now - self._ticks, 1e-9)
@@ -57,6 +66,8 @@ class Reporter:
         log_json_stats({**place, "lr": lr, "img_per_s": self._rate, "time_left_s": left, **stats}, "train_iter")
         if head:
             log_json_stats({**place, **head}, "head")
+        if spread is not None:
+            self._compare(place, spread, now)
         curves = {**{f"train/{name}": value for name, value in stats.items()}, "train/lr": lr,
                   "train/img_per_s": self._rate, **{f"head/{name}": value for name, value in head.items()}}  # fmt: skip
         self.board.scalars(epoch * self.steps + start, curves)
@@ -64,6 +75,14 @@ class Reporter:
             self._last_line = now
             logger.info("epoch %s, step %s: loss %.4g, train error %.2f %%, %.0f img/s, %s left", place["epoch"],
                         place["iter"], stats["loss"], stats["top1_err"], self._rate, duration(left))  # fmt: skip
+
+    def _compare(self, place: Mapping[str, str], spread: Spread, now: float) -> None:
+        """Tell programs how evenly the processes work, and people if one of them holds the others up, now and then."""
+        log_json_stats({**place, **asdict(spread)}, "own_time")
+        if spread.straggles and now - self._last_warning > WARNING_PERIOD_S:
+            self._last_warning = now
+            logger.warning("rank %d on %s holds the others up: it needs %.3g s a step for its batch and forward pass, the "
+                           "median %.3g s", spread.rank, spread.host, spread.slowest, spread.middle)  # fmt: skip
 
     def end_epoch(self, row: Mapping[str, Any]) -> None:
         """A row of the history is complete."""

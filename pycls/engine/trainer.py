@@ -16,10 +16,11 @@ from pycls.engine.ema import Ema
 from pycls.engine.finite import bad_weights, first_bad_step
 from pycls.engine.meters import TrainMeter
 from pycls.engine.optim import Schedule, set_lr
+from pycls.engine.pace import Pace
 from pycls.engine.reporter import Reporter
 from pycls.errors import RunError
-from pycls.runtime.distributed import Ranks, agree, broadcast_buffers, gather_objects
-from pycls.runtime.signals import StopSignal
+from pycls.runtime.distributed import Ranks, barrier, broadcast_buffers, gather_objects, largest
+from pycls.runtime.signals import StopSignal, exit_code_of
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.meter = TrainMeter(self.device, self.settings.top_k)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.autocast is torch.float16)
+        self.pace = Pace(self.model, self.device, self.ranks, self.settings.log_period)
         self._recent_ids: list[Tensor] = []
 
     @property
@@ -121,8 +123,10 @@ class Trainer:
         settings, steps = self.settings, len(self.loader)
         self.network.train()
         self.model.set_epoch(self.epoch)
+        self.pace.begin()
         with self.reporter.begin_epoch(self.epoch, self.start):
             for images, labels, ids in self.loader.epoch(self.epoch, self.start):
+                self.pace.loaded()
                 lr = self.schedule(self.epoch + self.start / steps)
                 set_lr(self.optimizer, lr)
                 seed_step(settings.seed, self.step, self.ranks.rank)
@@ -137,11 +141,12 @@ class Trainer:
                     stats = self._check_finite()
                     self.checkpoints.raise_error()
                     seen = self.inspect() if self.inspect is not None else {}
-                    self.reporter.steps_done(self.epoch, self.start, lr, stats, seen)
-                if self.ranks.world_size == 1 or self.start % settings.log_period == 0 or self.start == steps:
+                    self.reporter.steps_done(self.epoch, self.start, lr, stats, seen, self.pace.read())
+                if self.pace.must_agree(self.start, steps):
                     self._stop_if_asked(stop)
                 if settings.checkpoint_steps and self.start % settings.checkpoint_steps == 0 and self.start < steps:
                     self.save()
+                self.pace.asks()
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         """Forward, backward, step: one global batch."""
@@ -189,11 +194,13 @@ class Trainer:
         return stats
 
     def _stop_if_asked(self, stop: StopSignal) -> None:
-        if agree(stop.requested):
+        reason = largest(stop.reason)
+        if reason:
             self.save()
+            barrier()  # nobody leaves before rank 0 has written: some launchers then end those who are left
             logger.info("asked to stop: saved a checkpoint after step %d of epoch %d; the same command continues",
                         self.start, self.epoch + 1)  # fmt: skip
-            raise Stopped(stop.exit_code)
+            raise Stopped(exit_code_of(reason))
 
     def _end_epoch(self) -> None:
         settings = self.settings

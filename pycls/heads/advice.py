@@ -99,9 +99,10 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
         labels: int64 [N]; samples without a target (negative) are left out.
     """
     keep = labels >= 0
-    x, y = features.detach()[keep].float(), labels[keep]
     similarity = head.similarity
-    weight = similarity.weight.detach().float()
+    weight = similarity.weight.detach()
+    weight = weight if weight.dtype == torch.float64 else weight.float()
+    x, y = features.detach()[keep].to(weight.dtype), labels[keep]
     lengths = weight.norm(dim=1)
     cos = (torch.nn.functional.normalize(x, dim=1) @ weight.t()).div_(lengths.clamp(min=1e-12))  # no copy of the prototypes
     if similarity.form.num_centers > 1:

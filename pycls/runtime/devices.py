@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from pycls.errors import InputError
+from pycls.runtime.slurm import cores_of_task
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -46,10 +47,11 @@ def set_threads(num_threads: int, local_world_size: int = 1) -> int:
     """Set how many CPU threads this process computes with, and return the number.
 
     Args:
-        num_threads: how many; 0 shares the cores this process may run on evenly among the machine's processes.
+        num_threads: how many; 0 for the cores that SLURM gives to a task, else shares the cores this process may run on
+            evenly among the machine's processes.
         local_world_size: processes of this run on this machine.
     """
-    count = num_threads or max(1, available_cores() // local_world_size)
+    count = num_threads or cores_of_task() or max(1, available_cores() // local_world_size)
     torch.set_num_threads(count)
     return count
 

@@ -38,7 +38,8 @@ class Ranks:
 
 
 def ranks_from_env() -> Ranks:
-    """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun and :mod:`pycls.runtime.launch` set them.
+    """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun,
+    :mod:`pycls.runtime.launch` and :mod:`pycls.runtime.slurm` set them.
 
     Raises:
         InputError: they are there but make no sense.
@@ -67,16 +68,16 @@ def _integer(name: str, default: int | None = None) -> int:
         raise InputError(f"WORLD_SIZE is in the environment but {name} {found}; unset it, or use torchrun") from None
 
 
-def init_process_group_from_env(device: torch.device, timeout_s: float = 1800.0) -> Ranks:
+def init_process_group_from_env(device: torch.device, timeout_s: float) -> Ranks:
     """Join the other processes of this run, if there are any, and return who this one is.
 
     CPU tensors travel by gloo, also in a run on GPUs: agreeing on a flag then does not wait for the device. CUDA
     tensors travel by NCCL. Processes of :func:`pycls.runtime.launch.launch_local` meet at a file, so that no port has
-    to be free; those of torchrun at MASTER_ADDR:MASTER_PORT.
+    to be free; those of torchrun and of srun (:mod:`pycls.runtime.slurm`) at MASTER_ADDR:MASTER_PORT.
 
     Args:
         device: where this process computes.
-        timeout_s: seconds after which a collective that another process does not join is an error.
+        timeout_s: seconds after which a collective that another process does not join is an error, on CPU or GPU.
 
     Raises:
         InputError: the environment makes no sense, or the device cannot be used by several processes.
@@ -116,16 +117,21 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 def barrier() -> None:
     """Wait until every process has come here."""
-    agree(False)
+    largest(0)
 
 
 def agree(flag: bool) -> bool:
     """Whether the flag is set in any process: the same answer in all of them. Waits for the processes, not for GPUs."""
+    return bool(largest(int(flag)))
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers, in all of them. Waits for the processes, not for GPUs."""
     if not dist.is_initialized():
-        return flag
-    vote = torch.tensor(int(flag), dtype=torch.int64)
+        return number
+    vote = torch.tensor(number, dtype=torch.int64)
     dist.all_reduce(vote, op=dist.ReduceOp.MAX)
-    return bool(vote.item())
+    return int(vote.item())
 
 
 def gather_objects(value: Any) -> list[Any]:

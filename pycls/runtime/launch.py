@@ -5,7 +5,6 @@ step, a fixed 30 s; it forgets their exit codes when it is itself told to stop; 
 Workers meet at a file (:mod:`pycls.runtime.distributed`), so there is no port to race for.
 """
 
-import json
 import math
 import os
 import signal
@@ -19,12 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from pycls.errors import InputError, RunError
-from pycls.runtime.worker import ERROR_FILE, LAUNCHER_PID, RENDEZVOUS, die_with_parent
-
-__all__ = ["die_with_parent", "launch_local"]
+from pycls.runtime.report import Report, read_report
+from pycls.runtime.signals import HANDLED, STOPPED
+from pycls.runtime.worker import ERROR_FILE, ERROR_NAME, LAUNCHER_PID, RENDEZVOUS
 
 POLL_S = 0.05
 SETTLE_S = 1.0  # after a failure: time for the others to fail by themselves and to report
@@ -32,23 +31,24 @@ FAILURE_GRACE_S = 10.0  # then from SIGTERM to SIGKILL
 STOP_GRACE_S = 30.0  # from a request to stop (time to finish a step and save a checkpoint) to SIGKILL
 INSIST_GRACE_S = 2.0  # the same after a second Ctrl-C
 
-_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT)
+_STOPPED = (*STOPPED, *(128 - code for code in STOPPED))
+"""Exit codes of a worker that stopped on request, or that the signal ended before it was ready to."""
 
 
 def launch_local(num_procs: int, argv: Sequence[str] | None = None) -> int:
     """Run a Python command line in ``num_procs`` processes on this machine and wait for all of them.
 
     Each finds RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE in its environment and calls
-    :func:`pycls.runtime.worker.start_worker` first thing. When one fails, all are ended. SIGTERM, SIGINT and SIGHUP to
-    the launcher ask the workers to stop, and are passed on each time they come. Who is not done 30 s later (2 s after
-    a second SIGINT) is killed.
+    :func:`pycls.runtime.worker.start_worker` first thing. When one fails, all are ended. SIGTERM, SIGINT, SIGHUP,
+    SIGUSR1 and SIGUSR2 to the launcher ask the workers to stop, and are passed on each time they come. Who is not done
+    30 s later (2 s after a second SIGINT) is killed.
 
     Args:
         num_procs: how many processes, at least 1.
         argv: what follows the interpreter on the command line; None for this process's own.
 
     Returns:
-        0 when all ended well, or 143 / 130 when they stopped on request (SIGTERM / SIGINT).
+        0 when all ended well, or 128 + the signal when they stopped on request (143 for SIGTERM).
 
     Raises:
         InputError: a worker found the user's input wrong.
@@ -67,15 +67,6 @@ def launch_local(num_procs: int, argv: Sequence[str] | None = None) -> int:
             _kill(workers)
 
 
-class _Report(NamedTuple):
-    """What a worker wrote about its end."""
-
-    time: float
-    type: str
-    message: str
-    lost_peer: bool
-
-
 @dataclass
 class _Worker:
     rank: int
@@ -92,11 +83,8 @@ class _Worker:
             self.ended = time.time()
         return self.exit_code is not None
 
-    def report(self) -> _Report | None:
-        try:
-            return _Report(**json.loads(self.error_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
+    def report(self) -> Report | None:
+        return read_report(self.error_file)
 
 
 class _Signals:
@@ -108,7 +96,7 @@ class _Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in HANDLED:
             if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -124,11 +112,11 @@ class _Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT
-        self.pending.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        self.pending.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
 def _start(command: list[str], rank: int, num_procs: int, folder: Path) -> _Worker:
-    error_file = folder / f"error-{rank}.json"
+    error_file = folder / ERROR_NAME.format(rank=rank)
     env = {
         **os.environ,
         "RANK": str(rank),
@@ -155,7 +143,7 @@ def _watch(workers: list[_Worker], signals: _Signals) -> int:
             deadline = min(deadline, time.monotonic() + (INSIST_GRACE_S if signals.insisted else STOP_GRACE_S))
         running = [worker for worker in workers if not worker.poll()]
         codes = [worker.exit_code for worker in workers if worker.exit_code is not None]
-        if deadline == math.inf and any(code in _STOPPED[:2] for code in codes):  # somebody told a worker directly
+        if deadline == math.inf and any(code in STOPPED for code in codes):  # somebody told a worker directly
             deadline = time.monotonic() + STOP_GRACE_S
         harmless = (0,) if deadline == math.inf else (0, *_STOPPED)
         if any(code not in harmless for code in codes):
@@ -209,7 +197,7 @@ def _kill(workers: list[_Worker]) -> None:
 
 def _failure(workers: list[_Worker], harmless: tuple[int, ...]) -> InputError | RunError:
     """The first cause: an error of a worker's own or its sudden death, rather than the loss of another worker."""
-    suspects: list[tuple[int, float, _Worker, _Report | None]] = []
+    suspects: list[tuple[int, float, _Worker, Report | None]] = []
     for worker in workers:
         report = worker.report()
         if report is not None:
@@ -217,13 +205,18 @@ def _failure(workers: list[_Worker], harmless: tuple[int, ...]) -> InputError | 
         elif worker.exit_code not in harmless and not worker.told:
             # NCCL's watchdog aborts a process that has lost another one.
             suspects.append((1 if worker.exit_code == -signal.SIGABRT else 0, worker.ended, worker, None))
-    _, _, worker, report = min(suspects, key=lambda suspect: suspect[:2])
+    weight, _, worker, report = min(suspects, key=lambda suspect: suspect[:2])
     if report is not None and report.type == "InputError":
         return InputError(report.message)
-    return RunError(f"rank {worker.rank} of {len(workers)} on {socket.gethostname()} {_end(worker.exit_code, report)}")
+    silent = [str(worker.rank) for worker in workers if worker.told and worker.report() is None]
+    on = f"of {len(workers)} on {socket.gethostname()}"
+    if weight > 0 and silent:  # the others only miss somebody
+        return RunError(f"rank {', '.join(silent)} {on} hangs and was ended: rank {worker.rank} "
+                        f"{_end(worker.exit_code, report)}")  # fmt: skip
+    return RunError(f"rank {worker.rank} {on} {_end(worker.exit_code, report)}")
 
 
-def _end(exit_code: int | None, report: _Report | None) -> str:
+def _end(exit_code: int | None, report: Report | None) -> str:
     if exit_code is None or exit_code >= 0:
         how = f"exit code {exit_code}"
     else:

@@ -3,10 +3,8 @@
 import contextlib
 import ctypes
 import faulthandler
-import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -15,32 +13,40 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from pycls.runtime import slurm
+from pycls.runtime.report import Report, first_cause, is_lost_peer, one_line, read_report, write_new, write_report
+
 RENDEZVOUS = "PYCLS_RENDEZVOUS"
 ERROR_FILE = "PYCLS_ERROR_FILE"
 LAUNCHER_PID = "PYCLS_LAUNCHER_PID"
+SUBMITTED = "PYCLS_SUBMITTED"
+ERROR_NAME = "error-{rank}.json"
+"""Name of a rank's ERROR_FILE; those of all ranks are in one folder."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LOST_PEER = re.compile(
-    r"gloo/|NCCL|Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout", re.IGNORECASE
-)
+_SETTLE_S = 2.0  # for the process that is the cause to report, before one that suffers from it speaks
 
 
 def is_worker() -> bool:
-    """Whether this process was started by a launcher, :mod:`pycls.runtime.launch` or torchrun."""
+    """Whether this process is one of several, of :mod:`pycls.runtime.launch`, torchrun or srun."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def start_worker() -> None:
     """To be called first thing in a process that may be a worker; does nothing in one that is not.
 
-    From here on the process dies with its launcher, and an uncaught exception is reported to it and ends the process
-    at once.
+    A task of srun takes its place from there. From here on the process dies with its launcher, and an uncaught
+    exception is reported to it and ends the process at once.
     """
+    slurm.adopt_task()
     if not is_worker():
         return
+    # Threads that spin while they wait, as libgomp's do, cost processes that share cores a factor of ten. It is read
+    # when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     die_with_parent()
     faulthandler.enable()
-    sys.excepthook = _report_uncaught
+    sys.excepthook = end_by
 
 
 def die_with_parent() -> None:
@@ -57,19 +63,18 @@ def die_with_parent() -> None:
 
 
 def report_error(error: BaseException) -> bool:
-    """Tell the launcher why this process is about to end; whether it will show it to the user.
+    """Tell launcher and fellows why this process is about to end; whether a launcher will show it to the user.
 
-    Where the answer is False (no launcher, or torchrun), the caller shows the error itself. Only the first report of
-    a process counts. Nothing is raised: a report that cannot be written must not hide the error.
+    Where the answer is False (no launcher, torchrun, or a submitted job), the caller shows the error itself. Only the
+    first report of a process counts. Nothing is raised: a report that cannot be written must not hide the error.
     """
     own = os.environ.get(ERROR_FILE)
     if own:
-        return _write_new(own, {"time": time.time(), "type": error_type(error), "message": one_line(error),
-                                "lost_peer": is_lost_peer(error)})  # fmt: skip
+        return write_report(own, error) and LAUNCHER_PID in os.environ
     elastic = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if elastic:
         details = {"py_callstack": "".join(traceback.format_exception(error)), "timestamp": str(int(time.time()))}
-        _write_new(elastic, {"message": {"message": one_line(error), "extraInfo": details}})
+        write_new(elastic, {"message": {"message": one_line(error), "extraInfo": details}})
     return False
 
 
@@ -87,52 +92,35 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def error_type(error: BaseException) -> str:
-    """``InputError`` or ``RunError`` for these and what derives from them, else the class's own name."""
-    names = [cls.__name__ for cls in type(error).__mro__ if cls.__module__ == "pycls.errors"]
-    return names[-1] if names else type(error).__name__
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether the error says only that another process is gone or late: a consequence, not a cause."""
-    if any(cls.__name__ == "DistError" for cls in type(error).__mro__):
-        return True
-    unnamed = isinstance(error, RuntimeError) and error_type(error) != "RunError"  # as gloo raises them
-    return unnamed and bool(_LOST_PEER.search(str(error)))
-
-
-def one_line(error: BaseException) -> str:
-    """The error as one line, without the C++ stack that some of PyTorch's messages carry."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    if error_type(error) in ("InputError", "RunError"):
-        return " ".join(lines)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _write_new(path: str, report: dict[str, object]) -> bool:
-    """Write the report unless there is one; whether there is one now. Renamed into place: read whole or not at all."""
-    if os.path.exists(path):
-        return True
-    try:
-        part = Path(f"{path}.part")
-        part.write_text(json.dumps(report), encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        return False
-    return True
-
-
-def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def end_by(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """End the process, which is a worker, by an error that nobody caught: report it, show it, leave."""
     if isinstance(error, KeyboardInterrupt):  # the user knows
         return
     text = "".join(traceback.format_exception(kind, error, trace))
     shown_by_launcher = report_error(error)
     if is_lost_peer(error):  # N - 1 tracebacks would bury the one that matters
-        text = "" if shown_by_launcher else f"lost another process: {one_line(error)}\n"
+        text = "" if shown_by_launcher else f"lost another process: {one_line(error)}{_cause_among_fellows()}\n"
     # PyTorch wraps this hook once there is a process group, and puts a buffer in the place of sys.stderr meanwhile.
     stream = sys.__stderr__ or sys.stderr
     with contextlib.suppress(OSError, ValueError):
         stream.write(f"[rank {os.environ['RANK']}] {text}" if text else "")
         stream.flush()
     leave(1)
+
+
+def _cause_among_fellows() -> str:
+    """What another process of a submitted job reports as its own trouble; empty if none does in time."""
+    own = os.environ.get(ERROR_FILE)
+    deadline = time.monotonic() + (_SETTLE_S if own else 0)
+    while time.monotonic() < deadline:
+        cause = first_cause(read_reports(Path(str(own)).parent))
+        if cause is not None and not cause.lost_peer:
+            return f"; the cause: {cause.who} failed: {cause.message}"
+        time.sleep(0.1)
+    return ""
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """What the processes that share the folder for their reports have written."""
+    reports = [read_report(path) for path in sorted(folder.glob(ERROR_NAME.format(rank="*")))]
+    return [report for report in reports if report is not None]

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import DIGITS, call, write_mnist  # type: ignore[import-not-found]
+from running import DIGITS, FAULTY, call, finish, start, write_mnist  # type: ignore[import-not-found]
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +32,12 @@ def random_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("mnist")
     write_mnist(root, 720, 10_007)
     return root
+
+
+@pytest.fixture(scope="session")
+def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of ``FAULTY`` on two processes in which nothing fails."""
+    folder = tmp_path_factory.mktemp("undisturbed pair") / "run"
+    ended = finish(start(*FAULTY, "NUM_PROCS", 2, "OUT_DIR", folder))
+    assert ended.code == 0, ended
+    return folder

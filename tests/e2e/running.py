@@ -19,6 +19,9 @@ from pycls.engine.state_file import load_state
 ROOT = Path(__file__).parents[2]
 RUN_NET = ROOT / "tools" / "run_net.py"
 DIGITS = ["--cfg", str(ROOT / "configs/digits/lenet5_softmax.yaml"), "DEVICE", "cpu", "NUM_THREADS", "1"]
+FAULTY = [*DIGITS, "IMPORTS", f"[{Path(__file__).with_name('faulty.py')}]", "MODEL.TYPE", "faulty", "TRAIN.BATCH_SIZE", "120",
+          "OPTIM.MAX_EPOCH", "3", "LOG_PERIOD", "3", "LOG_SAMPLES", "True", "TENSORBOARD", "False"]  # fmt: skip
+"""Three epochs of ten steps of at least 100 ms each, which fail on request (faulty.py)."""
 
 
 class Ended(NamedTuple):
@@ -108,6 +111,13 @@ def samples(folder: Path, ranks: int = 1) -> dict[int, list[int]]:
         of_rank.append({int(k): list(map(int, ids.split())) for k, ids in (line.split(": ") for line in lines)})
     assert all(steps.keys() == of_rank[0].keys() for steps in of_rank)
     return {step: [i for steps in of_rank for i in steps[step]] for step in of_rank[0]}
+
+
+def last_step(folder: Path) -> int:
+    """The step that rank 0 has begun last, from 0; -1 before the first."""
+    log = folder / "samples_rank0.txt"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return int(lines[-1].partition(":")[0]) if lines else -1
 
 
 def write_mnist(root: Path, train: int, test: int, side: int = 8) -> None:

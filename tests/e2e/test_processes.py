@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import simplejson
+import torch
 from running import (  # type: ignore[import-not-found]
     DIGITS,
+    FAULTY,
     assert_same_run,
     call,
     finish,
@@ -20,6 +22,9 @@ from running import (  # type: ignore[import-not-found]
     samples,
     start,
 )
+
+from pycls.engine.state_file import load_weights
+from pycls.runtime.log import read_json_stats
 
 COUNTS = ("samples", "top1_errors", "topk_errors", "class_samples", "class_errors", "confusion")
 
@@ -73,6 +78,22 @@ def test_three_processes(alone: Path, random_mnist: Path, tmp_path: Path) -> Non
     ended = finish(start(*words(random_mnist, tmp_path / "run", "NUM_PROCS", 3)))
     assert ended.code == 0, ended.err
     assert_same_counts(alone, tmp_path / "run", random_mnist, 3)
+
+
+FIFTY = [*DIGITS, "IMPORTS", f"[{Path(__file__).with_name('precise.py')}]", "MODEL.TYPE", "precise", "TRAIN.BATCH_SIZE", 240,
+         "OPTIM.MAX_EPOCH", 10, "TRAIN.EVAL_SPLIT", "none", "TENSORBOARD", False]  # fmt: skip
+"""Fifty steps of LeNet, which has no batch norm, in float64: in float32 rounding grows to 3e-4 on the way."""
+
+
+@pytest.mark.parametrize("procs", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_weights_do_not_depend_on_the_number_of_processes(tmp_path: Path, procs: int) -> None:
+    for name, count in (("one", 1), ("many", procs)):
+        ended = finish(start(*FIFTY, "NUM_PROCS", count, "OUT_DIR", tmp_path / name))
+        assert ended.code == 0, ended
+        assert newest(tmp_path / name)["epoch"] == 10
+    one, many = (load_weights(tmp_path / name / "model.safetensors")[0] for name in ("one", "many"))
+    for key, weight in one.items():
+        torch.testing.assert_close(many[key], weight, rtol=1e-6, atol=1e-12, msg=key)
 
 
 def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]") -> None:
@@ -161,6 +182,25 @@ def test_two_processes_name_the_whole_batch_of_a_bad_loss(tmp_path: Path) -> Non
     assert ended.code == 1 and ended.err.count("\n") == 1, ended
     found = re.search(r"the loss is \S+ at step 1 .* Sample ids of the batch: ([\d ]+)$", ended.err.strip())
     assert found is not None and len(set(found[1].split())) == 64, ended.err
+
+
+def test_a_rank_that_hangs_ends_all(random_mnist: Path, tmp_path: Path) -> None:
+    (tmp_path / "hang-1").touch()
+    command = [*FAULTY, "NUM_PROCS", 2, "RUNTIME.TIMEOUT", 3, "OUT_DIR", tmp_path / "run"]
+    began = time.monotonic()
+    ended = finish(start(*command, FAULTS=str(tmp_path)))
+    assert ended.code == 1 and time.monotonic() - began < 240
+    assert re.fullmatch(r"error: rank 1 of 2 on \S+ hangs and was ended: rank 0 failed \(exit code 1\): another process "
+                        r"did not answer for 3 s \(RUNTIME.TIMEOUT\)\n", ended.err), ended  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_slow_rank_is_named(tmp_path: Path) -> None:
+    (tmp_path / "slow-1").touch()
+    ended = finish(start(*FAULTY, "NUM_PROCS", 2, "OUT_DIR", tmp_path / "run", FAULTS=str(tmp_path)))
+    assert ended.code == 0 and re.match(r"warning: rank 1 on \S+ holds the others up: it needs 0\.3", ended.err), ended
+    rows = read_json_stats(tmp_path / "run" / "stdout.log", "own_time")
+    assert len(rows) == 12 and all(row["rank"] == 1 and row["slowest"] > 2 * row["fastest"] for row in rows)
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

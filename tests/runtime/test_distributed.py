@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)
 
 COLLECTIVES = """
 import torch
-from pycls.runtime.distributed import agree, all_reduce_sum, barrier, broadcast_object, destroy
+from pycls.runtime.distributed import agree, all_reduce_sum, barrier, broadcast_object, destroy, largest
 from pycls.runtime.distributed import init_process_group_from_env
 ranks = init_process_group_from_env(torch.device("cpu"), timeout_s=30)
 assert ranks.rank == rank
@@ -24,6 +24,7 @@ big = 2**53 + 1
 counts = all_reduce_sum(torch.tensor([big if rank == 0 else 0, 1]))
 assert counts.tolist() == [big, ranks.world_size], counts
 assert agree(rank == 1) == (ranks.world_size > 1) and not agree(False)
+assert largest(7 + rank) == 6 + ranks.world_size
 assert broadcast_object({"from": rank}) == {"from": 0}
 barrier()
 destroy()
@@ -56,7 +57,7 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_a_single_process_has_no_group(no_launch: pytest.MonkeyPatch) -> None:
-    assert distributed.init_process_group_from_env(torch.device("cpu")) == Ranks(0, 1, 0, 1)
+    assert distributed.init_process_group_from_env(torch.device("cpu"), 30) == Ranks(0, 1, 0, 1)
     assert not torch.distributed.is_initialized()
     tensor = torch.tensor([3])
     assert distributed.all_reduce_sum(tensor) is tensor
@@ -92,4 +93,4 @@ def test_mps_is_for_one_process(no_launch: pytest.MonkeyPatch) -> None:
     no_launch.setenv("WORLD_SIZE", "2")
     no_launch.setenv("RANK", "1")
     with pytest.raises(InputError, match="one process"):
-        distributed.init_process_group_from_env(torch.device("mps"))
+        distributed.init_process_group_from_env(torch.device("mps"), 30)

@@ -9,9 +9,10 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
+import torch
 
 from pycls.errors import InputError
-from pycls.runtime import worker
+from pycls.runtime import report, worker
 from pycls.runtime.launch import launch_local
 
 Launch = Callable[..., "Popen[str]"]
@@ -126,13 +127,13 @@ def test_a_run_error_names_its_rank(launch: Launch) -> None:
 
 STOPPABLE = """
 sys.path.insert(0, ".")
-from pycls.runtime.signals import StopSignal
+from pycls.runtime.signals import StopSignal, exit_code_of
 with StopSignal() as stop:
     print("ready", flush=True)
-    while not stop.requested:
+    while not stop.reason:
         time.sleep(0.02)
     print(f"saved {rank}", flush=True)
-sys.exit(stop.exit_code)
+sys.exit(exit_code_of(stop.reason))
 """
 
 
@@ -143,7 +144,8 @@ def wait_ready(process: "Popen[str]", count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)], ids=lambda x: str(x)
+    ("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143), (signal.SIGUSR1, 138),
+                         (signal.SIGUSR2, 140)], ids=lambda x: str(x)
 )
 def test_a_request_to_stop_reaches_the_workers_and_is_no_error(launch: Launch, number: int, expected: int) -> None:
     process = launch(2, STOPPABLE)
@@ -155,11 +157,11 @@ def test_a_request_to_stop_reaches_the_workers_and_is_no_error(launch: Launch, n
 
 
 def test_an_error_while_stopping_is_an_error(launch: Launch) -> None:
-    process = launch(2, STOPPABLE.replace("sys.exit(stop.exit_code)", """
+    process = launch(2, STOPPABLE.replace("sys.exit(exit_code_of(stop.reason))", """
 if rank == 1:
     time.sleep(0.5)
     raise OSError("the disk is full")
-sys.exit(stop.exit_code)"""))  # fmt: skip
+sys.exit(exit_code_of(stop.reason))"""))  # fmt: skip
     wait_ready(process, 2)
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
@@ -180,7 +182,7 @@ def test_who_does_not_stop_in_time_is_killed_and_named(launch: Launch) -> None:
 
 
 def test_a_second_interrupt_is_passed_on(launch: Launch) -> None:
-    process = launch(2, STOPPABLE.replace("while not stop.requested", "while True"))
+    process = launch(2, STOPPABLE.replace("while not stop.reason", "while True"))
     wait_ready(process, 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
@@ -223,19 +225,53 @@ def test_lost_peers_are_told_from_causes() -> None:
         """Named as PyTorch's."""
 
     gloo = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]")
-    assert worker.is_lost_peer(gloo) and worker.is_lost_peer(DistError("NCCL"))
-    assert not worker.is_lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not worker.is_lost_peer(ConnectionRefusedError("Connection refused")), "a download, say"
+    assert report.is_lost_peer(gloo) and report.is_lost_peer(DistError("NCCL"))
+    assert not report.is_lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not report.is_lost_peer(ConnectionRefusedError("Connection refused")), "a download, say"
 
 
 def test_error_lines() -> None:
     class Special(InputError):
         pass
 
-    assert worker.error_type(Special("x")) == "InputError"
-    assert worker.one_line(InputError("a\n  b")) == "a b"
-    assert worker.one_line(RuntimeError("first\nException raised from foo")) == "RuntimeError: first"
-    assert worker.one_line(KeyError()) == "KeyError"
+    assert report.error_type(Special("x")) == "InputError"
+    assert report.one_line(InputError("a\n  b")) == "a b"
+    assert report.one_line(RuntimeError("first\nException raised from foo")) == "RuntimeError: first"
+    assert report.one_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("[x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:59601: Connection reset by peer. This is typically",
+         "the process at 127.0.0.1 is gone"),
+        ("[x/gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.3]:2948. This is typically caused",
+         "the process at 10.0.0.3 is gone"),
+        ("[x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to complete",
+         "another process did not answer for 3 s (RUNTIME.TIMEOUT)"),
+        ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4, OpType=ALLREDUCE, Timeout(ms)=600000) "
+         "ran for 600028 milliseconds before timing out.", "another process did not answer for 600 s (RUNTIME.TIMEOUT)"),
+        ("NCCL error in: ../torch/csrc/x.cpp:1, remote process exited or there was a network error, NCCL version 2.21.5",
+         "another process is gone"),
+        ("NCCL error in: ../torch/csrc/x.cpp:1, unhandled cuda error, NCCL version 2.21.5",
+         "a GPU failed; NCCL_DEBUG=WARN shows which call"),
+        ("NCCL of an unknown mood", "RuntimeError: NCCL of an unknown mood"),
+    ],
+)  # fmt: skip
+def test_errors_of_gloo_and_nccl_in_words(error: str, words: str) -> None:
+    assert report.one_line(RuntimeError(error)) == words
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("Timed out after 4 seconds waiting for clients. 1/2 clients joined.", "only 1 of 2 processes came"),
+        ("The client socket has timed out after 3000ms while trying to connect to (10.0.0.3, 23461).", "at 10.0.0.3, port 23461"),
+        ("The server socket has failed to listen, code: -98, name: EADDRINUSE, message: address", "set MASTER_PORT"),
+    ],
+)
+def test_errors_of_the_rendezvous_in_words(error: str, words: str) -> None:
+    assert words in report.one_line(torch.distributed.DistError(error))
 
 
 def test_without_a_launcher_an_error_is_the_callers_to_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -262,6 +298,8 @@ def test_an_abort_after_the_report_is_not_the_cause(launch: Launch) -> None:
 
 def test_only_the_first_report_of_a_process_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(worker.ERROR_FILE, str(tmp_path / "e.json"))
+    assert not worker.report_error(ValueError("cause")), "there is no launcher to show it"
+    monkeypatch.setenv(worker.LAUNCHER_PID, "1")
     assert worker.report_error(ValueError("cause")) and worker.report_error(ValueError("consequence"))
     assert "cause" in (tmp_path / "e.json").read_text()
     assert os.listdir(tmp_path) == ["e.json"]
