@@ -88,15 +88,28 @@ def init_process_group_from_env(device: torch.device, timeout_s: float) -> Ranks
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"a run on {device.type} is a run of one process; ask for one, or for the device cpu")
     on_gpu = device.type == "cuda"
-    rendezvous = os.environ.get(RENDEZVOUS)
+    timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
         backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=dist.FileStore(rendezvous, ranks.world_size) if rendezvous else None,
+        store=_store(ranks, timeout),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timeout,
     )
     return ranks
+
+
+def _store(ranks: Ranks, timeout: timedelta) -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps one store for all its attempts, with the addresses of dead workers in it; a worker of the next attempt
+    that reads one of these waits for it in vain. So each attempt has its own part of the store.
+    """
+    file = os.environ.get(RENDEZVOUS)
+    if file:
+        return dist.FileStore(file, ranks.world_size)
+    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {ranks.world_size}", store)
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
