@@ -11,7 +11,8 @@ assert VERSION is not None
 
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 SLURM = ["submitit"]
-TEST = [*EXPORT, *SLURM, "pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "types-simplejson", "types-tqdm"]
+TYPES = ["types-PyYAML", "types-simplejson", "types-tqdm"]
+TEST = [*EXPORT, *SLURM, "pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", *TYPES]
 
 setup(
     name="pycls-heads",

@@ -38,7 +38,7 @@ WORDS = [
     "true",
 ]
 SKIPPED = {"IMPORTS", "MODEL.TYPE", "MODEL.DEPTH", "TRAIN.DATASET", "TEST.DATASET", "TEST.OPEN_SET", "TRAIN.SPLIT",
-           "TRAIN.EVAL_SPLIT", "DATA.NOISE.RATE", *DEPENDENT}  # fmt: skip
+           "TRAIN.EVAL_SPLIT", "DATA.NOISE.RATE", "LAUNCH.MODE", *DEPENDENT}  # fmt: skip
 
 
 def random_value(rng: random.Random, option: Option) -> Any:
@@ -52,6 +52,8 @@ def random_value(rng: random.Random, option: Option) -> Any:
         low = option.low or 0.0
         high = option.high if option.high is not None else low + rng.choice([1.0, 1e-9, 1e12])
         return low + (high - low) * rng.random() if rng.random() < 0.8 else low
+    if isinstance(option.default, list):
+        return rng.sample(WORDS, rng.randrange(3))
     return rng.choice(WORDS)
 
 

@@ -266,10 +266,11 @@ def test_errors_of_gloo_and_nccl_in_words(error: str, words: str) -> None:
     ("error", "words"),
     [
         ("Timed out after 4 seconds waiting for clients. 1/2 clients joined.", "only 1 of 2 processes came"),
-        ("The client socket has timed out after 3000ms while trying to connect to (10.0.0.3, 23461).", "at 10.0.0.3, port 23461"),
+        ("The client socket has timed out after 3000ms while trying to connect to (10.0.0.3, 23461).",
+         "at 10.0.0.3, port 23461"),
         ("The server socket has failed to listen, code: -98, name: EADDRINUSE, message: address", "set MASTER_PORT"),
     ],
-)
+)  # fmt: skip
 def test_errors_of_the_rendezvous_in_words(error: str, words: str) -> None:
     assert words in report.one_line(torch.distributed.DistError(error))
 
