@@ -99,6 +99,9 @@ def _possible_keys(key: str, given: Given) -> set[str]:
         possible |= {f"{node}.{argument.upper()}" for argument in arguments}
     section, _, rest = key.partition(".")
     if rest and section not in SECTIONS:
-        sections = [*outline.sections(MODELS), *outline.sections(DATASETS)]
-        possible |= {f"{close}.{rest}" for close in difflib.get_close_matches(section.upper(), sections, n=1)}
+        for registry in (MODELS, DATASETS):
+            owners = outline.sections(registry)
+            for close in difflib.get_close_matches(section.upper(), owners, n=1):
+                if any(rest.lower() in outline.argument_names(registry, name) for name in owners[close]):
+                    possible.add(f"{close}.{rest.upper()}")
     return possible - {key}
