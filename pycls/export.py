@@ -141,6 +141,7 @@ def build_trained(cfg: CfgNode, source: str) -> tuple[Classifier, int, int]:
         cfg: the tree.
         source: weights as for TEST.WEIGHTS; empty for OUT_DIR's best.
     """
+    cfg = config.last_stage(cfg)
     weights = zoo.load(source or cfg.TEST.WEIGHTS or launching.best_in(cfg))
     channels, size, classes = build.input_of(cfg)
     model = build.build_model(cfg, channels, size, classes)

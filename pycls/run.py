@@ -1,26 +1,20 @@
 """What the command line does: train, test, time and describe, each a straight story."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
-import pycls
-from pycls import build, config, launching, zoo
+from pycls import build, config, launching, training, zoo
 from pycls.engine import open_set, plots, reports
 from pycls.engine.checkpoints import load_model_state, model_state
-from pycls.engine.evaluate import Evaluation, evaluate, precise_batch_norm
-from pycls.engine.reporter import Reporter
-from pycls.engine.state_file import better_weights, load_state, save_weights
+from pycls.engine.evaluate import Evaluation, evaluate
+from pycls.engine.state_file import better_weights, save_weights
 from pycls.engine.timing import time_steps
 from pycls.engine.trainer import Stopped, Trainer
-from pycls.errors import DamagedFile, RunError
 from pycls.models.complexity import complexity
-from pycls.runtime.board import Board
-from pycls.runtime.devices import has_fast_bf16
 from pycls.runtime.distributed import Ranks, barrier, ranks_from_env
 from pycls.runtime.files import atomic_write, make_out_dir
 from pycls.runtime.launch import launch_local
@@ -70,93 +64,73 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
     if cfg.TEST.OPEN_SET:
         build.build_unknown_loader(cfg, test_set[0], device)  # what is missing is to be known now
-    trainer = _trainer(cfg, out_dir, dataset, classes, device, ranks)
+    model = training.first_model(cfg, dataset, classes, device)
+    training.check_second_stage(cfg, model, dataset, classes, ranks)
+    trainer = training.make_trainer(cfg, model, dataset, classes, device, ranks, config.dump(cfg))
     setup_logging(out_dir, ranks.rank)
-    state = trainer.checkpoints.newest(ranks.is_main)
-    if state is not None:
-        launching.refuse_other_data(cfg, state["config"])
-        trainer.load_state_dict(state, str(trainer.checkpoints.folder))
-        trainer.reporter.board.purge_step = trainer.step
-        logger.info("continuing from epoch %d, step %d of %d", trainer.epoch + 1, trainer.start, len(trainer.loader))
+    training.resume(cfg, trainer)
     if ranks.is_main and drawn is not None:
         atomic_write(out_dir / "training_set.npz", drawn.write)
         logger.info(drawn.describe())
     if ranks.is_main:
         atomic_write(out_dir / launching.CONFIG_FILE, lambda file: file.write(config.dump(cfg).encode()))
-    _announce(cfg, trainer, dataset, classes, device)
+    training.announce(cfg, trainer, dataset, classes, device)
     trainer.fit()
     barrier()
-    _finish(cfg, out_dir, trainer, dataset, test_set, device, ranks)
+    first = None
+    if cfg.STAGE2.METHOD != "none":
+        first = _first_stage(cfg, trainer, test_set)
+        weights = {name: value.cpu().clone() for name, value in model_state(trainer.model).items()}
+        trainer.reporter.board.close()
+        del trainer, model  # room for the next one's
+        trainer = _second_stage(cfg, weights, dataset, classes, device, ranks)
+    _finish(cfg, out_dir, trainer, dataset, test_set, first)
     trainer.reporter.board.close()
 
 
-def _trainer(
-    cfg: CfgNode, out_dir: Path, dataset: build.Dataset, classes: int, device: torch.device, ranks: Ranks
+def _first_stage(cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, str]) -> dict[str, Any]:
+    """What there is to tell of it; its model has the chosen weights now."""
+    result = _tested(cfg, trainer, test_set)
+    logger.info("the first stage is over: %s test error %.2f %%", test_set[0].name, result["test"]["top1_err"])
+    return result
+
+
+def _second_stage(
+    cfg: CfgNode, weights: dict[str, torch.Tensor], dataset: build.Dataset, classes: int, device: torch.device, ranks: Ranks
 ) -> Trainer:
-    torch.manual_seed(cfg.RNG_SEED)
-    model = build.build_model(cfg, dataset.channels, build.image_size(cfg, dataset), classes, dataset.labels)
-    if cfg.TRAIN.WEIGHTS:
-        zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True)
-    model = build.place(cfg, model, device)
-    loader = build.build_train_loader(cfg, dataset, device, ranks)
-
-    def before_evaluation(epoch: int) -> None:
-        if cfg.BN.USE_PRECISE_STATS:
-            precise_batch_norm(model, loader.epoch(epoch), cfg.BN.NUM_SAMPLES_PRECISE, ranks.world_size)
-
-    return Trainer(
-        model=model,
-        network=build.build_network(model, device, ranks),
-        optimizer=build.build_optimizer(cfg, model),
-        schedule=build.build_schedule(cfg),
-        loader=loader,
-        ema=build.build_ema(cfg, model),
-        mix=build.build_mix(cfg, ranks),
-        evaluate=build.build_judge(cfg, classes, device, ranks),
-        before_evaluation=before_evaluation,
-        choose_best=cfg.TRAIN.EVAL_SPLIT == "val",
-        checkpoints=launching.checkpoints(cfg),
-        settings=build.build_settings(cfg, classes, ranks),
-        device=device,
-        ranks=ranks,
-        reporter=Reporter(Board(out_dir / "tensorboard", cfg.TENSORBOARD and ranks.is_main), ranks.is_main,
-                          cfg.OPTIM.MAX_EPOCH, len(loader), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_SPLIT),
-        extra={"config": config.dump(cfg), "versions": {"pycls": pycls.__version__, "torch": torch.__version__},
-               "class_names": list(dataset.class_names)},
-        sample_log=_sample_log(out_dir, ranks.rank) if cfg.LOG_SAMPLES else None,
-        inspect=build.build_inspector(model) if ranks.is_main else None,
-    )  # fmt: skip
+    """Trains, or continues, the second stage, whose files are in a folder of its own."""
+    later = config.last_stage(cfg)
+    make_out_dir(later.OUT_DIR)
+    model = training.second_model(cfg, weights, dataset, classes, device, ranks)
+    trainer = training.make_trainer(later, model, dataset, classes, device, ranks, config.dump(cfg))
+    training.resume(later, trainer)
+    logger.info("second stage (%s): %s on the frozen backbone, %s sampling, %d epochs", cfg.STAGE2.METHOD,
+                training.names(later), later.TRAIN.SAMPLER, later.OPTIM.MAX_EPOCH)  # fmt: skip
+    trainer.fit()
+    barrier()
+    return trainer
 
 
-def _announce(cfg: CfgNode, trainer: Trainer, dataset: build.Dataset, classes: int, device: torch.device) -> None:
-    logger.info("%s on %s: %d training images, %d classes, %s parameters, %s", _names(cfg), dataset.name, len(dataset),
-                classes, f"{sum(p.numel() for p in trainer.model.parameters()):,}", device)  # fmt: skip
-    if trainer.settings.autocast is not None and device.type == "cpu" and not has_fast_bf16(device):
-        logger.warning("this CPU has no bf16 units: TRAIN.MIXED_PRECISION makes training about ten times slower here")
-    for warning in build.head_warnings(trainer.model):
-        logger.warning(warning)
-    if cfg.TRAIN.EVAL_SPLIT == "test":
-        logger.info("evaluating on the test part in training: shown, but the best epoch is not chosen on it")
-
-
-def _names(cfg: CfgNode) -> str:
-    return f"{cfg.MODEL.TYPE}{cfg.MODEL.DEPTH or ''} with {cfg.HEAD.NAME or cfg.HEAD.SIMILARITY.NAME} head"
+def _tested(cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, str]) -> dict[str, Any]:
+    """Tests the best weights, or the last where none could be chosen; the model has them afterwards."""
+    state, chosen = training.chosen_state(trainer)
+    which = better_weights(state)
+    load_model_state(trainer.model, state[which], str(trainer.checkpoints.folder))
+    loader = build.build_eval_loader(cfg, *test_set, trainer.device, trainer.ranks)
+    evaluation = Evaluation(trainer.model.head.similarity.num_classes, cfg.TEST.TOP_K, trainer.device)
+    return {"epoch": state["epoch"], "weights": which, "chosen_on": cfg.TRAIN.EVAL_SPLIT if chosen else None,
+            "history": trainer.history, "test": evaluate(trainer.model, loader, evaluation)}  # fmt: skip
 
 
 def _finish(
     cfg: CfgNode, out_dir: Path, trainer: Trainer, dataset: build.Dataset, test_set: tuple[build.Dataset, str],
-    device: torch.device, ranks: Ranks,
+    first: dict[str, Any] | None,
 ) -> None:  # fmt: skip
-    """Tests the best weights (the last where none could be chosen), and writes what a person wants to see."""
-    state, chosen = _chosen_state(trainer)
-    which = better_weights(state)
-    load_model_state(trainer.model, state[which], str(trainer.checkpoints.folder))
-    tested_on, split = test_set
-    loader = build.build_eval_loader(cfg, tested_on, split, device, ranks)
-    classes = trainer.model.head.similarity.num_classes
-    tested = evaluate(trainer.model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
-    if not ranks.is_main:
+    """Tests the chosen weights, and writes what a person wants to see; ``first`` is the first of two stages' result."""
+    result = _tested(cfg, trainer, test_set)
+    if not trainer.ranks.is_main:
         return
+    tested, device = result["test"], trainer.device
     tested["open_set"] = _open_set(cfg, trainer.model, test_set, device)
     about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "top1_err": tested["top1_err"],
              "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
@@ -166,10 +140,9 @@ def _finish(
     for part, count in unreadable.items():
         logger.warning("%d images of %s could not be read; %s names them", count, part, build.unreadable_record(cfg))
     log_json_stats({k: v for k, v in tested.items() if not isinstance(v, list | dict)}, "test_epoch")
-    result = {
-        "epoch": state["epoch"], "weights": which, "chosen_on": cfg.TRAIN.EVAL_SPLIT if chosen else None,
-        "history": trainer.history, "test": tested, "test_set": tested_on.name, "test_split": split,
-        "class_names": list(dataset.class_names), "unreadable": unreadable,
+    result |= {
+        "test_set": test_set[0].name, "test_split": test_set[1], "class_names": list(dataset.class_names),
+        "unreadable": unreadable, **({} if first is None else {"stage1": first}),
     }  # fmt: skip
     reports.write(out_dir / RESULT, result)
     logger.info("\n%s\n", reports.table(result))
@@ -187,24 +160,13 @@ def _open_set(
     return {"data_set": cfg.TEST.OPEN_SET, "scores": open_set.judge(inside, outside)}
 
 
-def _chosen_state(trainer: Trainer) -> tuple[dict[str, Any], bool]:
-    """The best checkpoint, and that it was chosen as such; else the last state."""
-    best = trainer.checkpoints.best()
-    if best is not None:
-        try:
-            return load_state(best), True
-        except DamagedFile as error:
-            logger.error("%s; going on with the last weights, which are not the best ones", error)
-    return trainer.state_dict(), False
-
-
 def _draw(
     cfg: CfgNode, out_dir: Path, trainer: Trainer, test_set: tuple[build.Dataset, str], device: torch.device
 ) -> list[str]:
     """Draws the curves, and the features where they have two dimensions. Returns the names of the files."""
     drawn = []
     if trainer.history:
-        title = f"{_names(cfg)} on {cfg.TRAIN.DATASET}"
+        title = f"{training.names(cfg)} on {cfg.TRAIN.DATASET}"
         plots.draw_curves(out_dir / "curves.png", trainer.history, title, cfg.TRAIN.EVAL_SPLIT)
         drawn.append("curves.png")
     if trainer.model.backbone.feature_dim == 2:
@@ -212,7 +174,7 @@ def _draw(
         features, labels = plots.collect_features(trainer.model, everything)
         similarity = trainer.model.head.similarity
         prototypes = similarity.weight.detach().cpu() if similarity.domain == "distance" else None
-        title = f"{_names(cfg)}, features of {test_set[0].name}"
+        title = f"{training.names(cfg)}, features of {test_set[0].name}"
         plots.draw_features(out_dir / "features.png", features, labels, prototypes, list(test_set[0].class_names), title)
         drawn.append("features.png")
     return drawn
@@ -220,7 +182,8 @@ def _draw(
 
 def test(cfg: CfgNode) -> int:
     """Evaluates TEST.WEIGHTS, or the best weights in OUT_DIR, on the test data. Returns the exit code."""
-    path = cfg.TEST.WEIGHTS or launching.best_in(cfg)
+    last = config.last_stage(cfg)
+    path = cfg.TEST.WEIGHTS or launching.best_in(last)
     if launching.processes_to_launch(cfg):
         return launch_local(launching.processes_to_launch(cfg))
     with launching.process_group(cfg) as (device, ranks):
@@ -229,7 +192,7 @@ def test(cfg: CfgNode) -> int:
         dataset, split = build.build_test_set(cfg)
         dataset = build.with_classes(dataset, weights.about.get("class_names") or dataset.class_names)
         classes = build.num_classes(cfg, dataset)
-        model = build.build_model(cfg, dataset.channels, build.image_size(cfg, dataset), classes)
+        model = build.build_model(last, dataset.channels, build.image_size(cfg, dataset), classes)
         zoo.load_into(model, weights)
         model = build.place(cfg, model, device)
         loader = build.build_eval_loader(cfg, dataset, split, device, ranks)
@@ -250,7 +213,7 @@ def time(cfg: CfgNode) -> int:
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(cfg, dataset.channels, build.image_size(cfg, dataset), classes, dataset.labels)
         model = build.place(cfg, model, device)
-        logger.info("%s on %s: %d steps of %d images on %s", _names(cfg), dataset.name, cfg.PREC_TIME.NUM_ITER,
+        logger.info("%s on %s: %d steps of %d images on %s", training.names(cfg), dataset.name, cfg.PREC_TIME.NUM_ITER,
                     cfg.TRAIN.BATCH_SIZE, device)  # fmt: skip
         times = time_steps(
             model, build.build_optimizer(cfg, model), build.build_train_loader(cfg, dataset, device, ranks), device,
@@ -278,16 +241,3 @@ def info(cfg: CfgNode) -> int:
     print(f"\nimages {channels} x {size} x {size}, features {model.backbone.feature_dim}, classes {classes}")
     print(complexity(model, channels, size))
     return 0
-
-
-def _sample_log(out_dir: Path, rank: int) -> Callable[[int, torch.Tensor], None]:
-    path = out_dir / f"samples_rank{rank}.txt"
-
-    def write(step: int, ids: torch.Tensor) -> None:
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(f"{step}: {' '.join(map(str, ids.tolist()))}\n")
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}") from error
-
-    return write

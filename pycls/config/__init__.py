@@ -14,14 +14,14 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from pycls.config import compat, components, contradictions, schema, unknown_keys
+from pycls.config import compat, components, contradictions, schema, second_stage, unknown_keys
 from pycls.config.components import Chosen
 from pycls.config.option_help import describe as describe
 from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
 from pycls.config.outline import section_of
 from pycls.config.outside import import_modules
 from pycls.config.unknown_keys import Given
-from pycls.config.yaml_lines import leaves, put, read_file, read_overrides
+from pycls.config.yaml_lines import leaves, put, read_file, read_overrides, read_text
 from pycls.errors import InputError
 from pycls.registry import DATASETS, HEADS, MODELS, Registry
 
@@ -47,6 +47,29 @@ def load(
     given, notices = compat.translate(leaves(tree))
     for notice in notices:
         notify(notice)
+    whole, second = second_stage.split(given)
+    values = _values(whole, cfg_file)
+    later = _values(second_stage.given_of(whole, second, values["STAGE2.METHOD"]), cfg_file) if second else {}
+    return _frozen(values | {f"{second_stage.SECTION}{key}": later[key] for key in second})
+
+
+def last_stage(cfg: CfgNode) -> CfgNode:
+    """The tree of the run's last stage: of the second, in a folder of its own in OUT_DIR, if there is one, else ``cfg``."""
+    if cfg.STAGE2.METHOD == "none":
+        return cfg
+    whole, second = second_stage.split(leaves(read_text(dump(cfg), "config.yaml")))
+    values = _values(second_stage.given_of(whole, second, cfg.STAGE2.METHOD), None)
+    return _frozen(values | {"OUT_DIR": str(Path(cfg.OUT_DIR) / "stage2")})
+
+
+def _frozen(values: dict[str, Any]) -> CfgNode:
+    cfg = CfgNode(_nest(values))
+    cfg.freeze()
+    return cfg
+
+
+def _values(given: Given, cfg_file: str | None) -> dict[str, Any]:
+    """The value of every option that has a meaning for the run, by dotted key; all that is wrong is found here."""
     unknown_keys.check_core(given)
     values = {key: _value(key, option, given) for key, option in CORE.items()}
     contradictions.check(values, given)
@@ -60,9 +83,7 @@ def load(
     if "HEAD.AUXILIARIES" in given:
         values["HEAD.AUXILIARIES"] = components.expand_auxiliaries(given["HEAD.AUXILIARIES"])
     values |= {key: _value(key, option, given) for key, option in catalogue.items() if key not in values}
-    cfg = CfgNode(_nest({key: values[key] for key in catalogue}))
-    cfg.freeze()
-    return cfg
+    return {key: values[key] for key in catalogue}
 
 
 def _value(key: str, option: Option, given: Given) -> Any:

@@ -28,6 +28,7 @@ def check(values: dict[str, Any], given: dict[str, Located]) -> None:
     _check_steps(values, start("OPTIM.STEPS"))
     _check_batch(values, start("TRAIN.BATCH_SIZE"))
     _check_dependent(values, given)
+    _check_second_stage(values, given)
     if values["LAUNCH.MODE"] in ("slurm", "submitit_local"):
         _check_job(values, start)
 
@@ -55,6 +56,7 @@ DEPENDENT = {
     "DATA.LONG_TAIL.LARGEST": ("DATA.LONG_TAIL.PROFILE", "pareto"),
     "DATA.LONG_TAIL.SMALLEST": ("DATA.LONG_TAIL.PROFILE", "pareto"),
     "DATA.NOISE.PAIRS": ("DATA.NOISE.KIND", "pairs"),
+    "STAGE2.TAU": ("STAGE2.METHOD", "tau_norm"),
     "TRAIN.SAMPLES_PER_CLASS": ("TRAIN.SAMPLER", "class_aware"),
     "TRAIN.REPEAT_THRESHOLD": ("TRAIN.SAMPLER", "repeat_factor"),
 }
@@ -67,6 +69,15 @@ def _check_dependent(values: dict[str, Any], given: dict[str, Located]) -> None:
             raise InputError(f"{given[key].at(key)} has no effect: {chooser} is {values[chooser]}; it belongs to {choice}")
     if values["DATA.NOISE.RATE"] and values["DATA.NOISE.KIND"] == "none":
         raise InputError(f"{given['DATA.NOISE.RATE'].at('DATA.NOISE.RATE')} has no effect: DATA.NOISE.KIND is none")
+
+
+def _check_second_stage(values: dict[str, Any], given: dict[str, Located]) -> None:
+    if values["STAGE2.METHOD"] == "tau_norm" and values["STAGE2.TAU"] < 0 and values["TRAIN.EVAL_SPLIT"] != "val":
+        key = "STAGE2.METHOD"
+        raise InputError(f"{given[key].at(key)}: tau is chosen on the val part, and TRAIN.EVAL_SPLIT is "
+                         f"{values['TRAIN.EVAL_SPLIT']}: give STAGE2.TAU")  # fmt: skip
+    if "STAGE2.FREEZE_BN" in given and values["STAGE2.METHOD"] == "none" and not values["STAGE2.FREEZE_BN"]:
+        raise InputError(f"{given['STAGE2.FREEZE_BN'].at('STAGE2.FREEZE_BN')} has no effect: STAGE2.METHOD is none")
 
 
 def _check_batch(values: dict[str, Any], start: str) -> None:

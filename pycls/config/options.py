@@ -144,6 +144,12 @@ CORE: dict[str, Option] = {
     "OPTIM.EMA_ALPHA": Option(1e-5, "moving average of the weights: share of the newest, scaled as in pycls by "
                               "BATCH_SIZE / MAX_EPOCH * EMA_UPDATE_PERIOD", low=0),
     "OPTIM.EMA_UPDATE_PERIOD": Option(0, "steps between its updates; 0 for no moving average", low=0),
+    # --- the second stage; it may also have HEAD.*, OPTIM.* and some of TRAIN.* of its own (pycls/config/second_stage.py)
+    "STAGE2.METHOD": Option("none", "after the training a second stage on the frozen backbone: retrain (a new head: "
+                            "STAGE2.HEAD), lws (a scale a class), tau_norm (weights / |w|^tau), ncm (nearest class mean)",
+                            choices=("none", "retrain", "lws", "tau_norm", "ncm")),
+    "STAGE2.FREEZE_BN": Option(True, "freeze batch norm's statistics, too; False lets them move as the public code does"),
+    "STAGE2.TAU": Option(-1.0, "tau_norm: tau; -1 chooses it on the val part, in steps of 0.1 from 0 to 2", low=-1),
     # --- the machine
     "DEVICE": Option("auto", "auto takes cuda, mps or cpu, the first there is", choices=("auto", "cpu", "cuda", "mps")),
     "NUM_GPUS": Option(1, "processes, one a GPU, when training on GPUs", low=1),

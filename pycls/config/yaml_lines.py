@@ -63,6 +63,11 @@ def read_file(path: str) -> dict[str, Located]:
         raise InputError(f"{path} is not a YAML file: byte {error.start} is not UTF-8 text") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return read_text(text, path)
+
+
+def read_text(text: str, path: str) -> dict[str, Located]:
+    """The sections and options of a file's text. Raises :class:`InputError` as :func:`read_file` does."""
     root = _compose(text, path)
     if root is None or root.value is None:
         return {}

@@ -17,6 +17,21 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.frozen_statistics = False
+        """Whether the backbone stays in evaluation mode in training, too."""
+
+    def freeze_backbone(self, statistics: bool = True) -> None:
+        """From now on only the head is trained; batch norm's statistics do not move either, unless they are to."""
+        self.backbone.requires_grad_(False)
+        self.frozen_statistics = statistics
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training or evaluation mode; see :attr:`frozen_statistics`."""
+        super().train(mode)
+        if self.frozen_statistics:
+            self.backbone.eval()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         """Images float [N, C, H, W] -> features [N, D]."""

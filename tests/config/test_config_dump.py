@@ -38,7 +38,7 @@ WORDS = [
     "true",
 ]
 SKIPPED = {"IMPORTS", "MODEL.TYPE", "MODEL.DEPTH", "TRAIN.DATASET", "TEST.DATASET", "TEST.OPEN_SET", "TRAIN.SPLIT",
-           "TRAIN.EVAL_SPLIT", "DATA.NOISE.RATE", "LAUNCH.MODE", *DEPENDENT}  # fmt: skip
+           "TRAIN.EVAL_SPLIT", "DATA.NOISE.RATE", "LAUNCH.MODE", "STAGE2.METHOD", "STAGE2.FREEZE_BN", *DEPENDENT}  # fmt: skip
 
 
 def random_value(rng: random.Random, option: Option) -> Any:
@@ -93,6 +93,15 @@ def random_tree(rng: random.Random) -> dict[str, Any]:
                 "SIMILARITY": {"NAME": "fakesim"},
                 "AUXILIARIES": ["fakeaux", {"NAME": "fakeaux", "VARIANT": "l1"}],
             },
+        ]
+    )
+    tree["STAGE2"] = rng.choice(
+        [
+            {},
+            {"METHOD": "ncm"},
+            {"METHOD": "lws", "FREEZE_BN": False, "OPTIM": {"MAX_EPOCH": rng.randrange(9)}},
+            {"METHOD": "retrain", "TRAIN": {"SAMPLER": "class_aware", "SAMPLES_PER_CLASS": 2}},
+            {"METHOD": "retrain", "HEAD": {"NAME": "fakehead", "MARGIN": rng.random()}, "OPTIM": {"BASE_LR": rng.random()}},
         ]
     )
     return tree

@@ -1,10 +1,11 @@
-"""Forks runs that kill themselves just before their n-th change of the disk: each line of input is ``n FOLDER``.
+"""Forks runs that kill themselves just before their n-th change of the disk: each line of input is ``n FOLDER`` and options.
 
 The answer to each is the exit status and how many changes there were. What counts as one: a file opened for writing, a
 file synchronised, renamed, linked or removed. A run that is killed by the clock seldom dies between two of these.
 """
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ from running import DIGITS  # type: ignore[import-not-found]  # noqa: E402
 
 RUN = [*DIGITS, "OPTIM.MAX_EPOCH", "3", "OPTIM.EMA_UPDATE_PERIOD", "1", "OPTIM.EMA_ALPHA", "3e-3",
        "TRAIN.CHECKPOINT_STEPS", "6", "TENSORBOARD", "False"]  # fmt: skip
+TWO_STAGES = ["OPTIM.MAX_EPOCH", "1", "STAGE2.METHOD", "lws", "STAGE2.OPTIM.MAX_EPOCH", "2", "STAGE2.OPTIM.BASE_LR", "0.5",
+              "STAGE2.TRAIN.SAMPLER", "class_balanced"]  # fmt: skip
+"""What makes it a run of two stages."""
 
 
 class Countdown:
@@ -44,14 +48,14 @@ class Countdown:
         self.count += 1
 
 
-def run(last: int, folder: str, report: int) -> int:
+def run(last: int, folder: str, options: list[str], report: int) -> int:
     """One run, in a forked process."""
     from pycls import cli
 
     countdown = Countdown(last)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
-    code = cli.main([*RUN, "OUT_DIR", folder])
+    code = cli.main([*RUN, *options, "OUT_DIR", folder])
     os.write(report, str(countdown.count).encode())
     return code
 
@@ -65,13 +69,13 @@ def main() -> None:
     import pycls.run  # noqa: F401
 
     for line in sys.stdin:
-        last, folder = line.split(maxsplit=1)
+        last, folder, *options = shlex.split(line)
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                code = run(int(last), folder.strip(), write)
+                code = run(int(last), folder, options, write)
             finally:
                 os._exit(code)
         os.close(write)

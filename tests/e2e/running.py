@@ -87,6 +87,8 @@ def assert_same_run(folder: Path, reference: Path, same_steps: bool = True) -> N
         assert not same_steps or [p.name for p in ours] == [p.name for p in theirs]
         assert_same_tree(*({k: v for k, v in load_state(paths[-1]).items() if k != "config"} for paths in (ours, theirs)))
     assert result(folder) == result(reference)
+    if (reference / "stage2").exists():
+        assert_same_tree(*({k: v for k, v in newest(f / "stage2").items() if k != "config"} for f in (folder, reference)))
 
 
 def assert_same_tree(ours: Any, theirs: Any, place: str = "") -> None:

@@ -2,15 +2,16 @@
 
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from crash_points import RUN  # type: ignore[import-not-found]
+from crash_points import RUN, TWO_STAGES  # type: ignore[import-not-found]
 from running import Ended, assert_same_run, call, finish, result, start  # type: ignore[import-not-found]
 
 FORK_SERVER = Path(__file__).with_name("crash_points.py")
@@ -99,25 +100,37 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> Iterator["subprocess.Po
     process.wait()
 
 
-def run_until(crashes: "subprocess.Popen[str]", folder: Path, change: int) -> tuple[int, int]:
+def run_until(crashes: "subprocess.Popen[str]", folder: Path, change: int, options: Sequence[str] = ()) -> tuple[int, int]:
     """(exit status, changes of the disk made). ``change`` -1 lets the run live."""
     assert crashes.stdin is not None and crashes.stdout is not None
-    crashes.stdin.write(f"{change} {folder}\n")
+    crashes.stdin.write(f"{change} {shlex.join([str(folder), *options])}\n")
     crashes.stdin.flush()
     status, changes = crashes.stdout.readline().split()
     return int(status), int(changes)
 
 
-def check_crashes(crashes: "subprocess.Popen[str]", undisturbed: Path, tmp_path: Path, stride: int) -> None:
-    status, changes = run_until(crashes, tmp_path / "whole", -1)
+def check_crashes(
+    crashes: "subprocess.Popen[str]", undisturbed: Path, tmp_path: Path, stride: int, options: Sequence[str] = ()
+) -> None:
+    status, changes = run_until(crashes, tmp_path / "whole", -1, options)
     assert status == 0 and changes > 40
     assert_same_run(tmp_path / "whole", undisturbed)
     for change in range(0, changes, stride):
         folder = tmp_path / str(change)
-        assert run_until(crashes, folder, change)[0] == -signal.SIGKILL
-        assert run_until(crashes, folder, -1)[0] == 0
+        assert run_until(crashes, folder, change, options)[0] == -signal.SIGKILL
+        assert run_until(crashes, folder, -1, options)[0] == 0
         assert_same_run(folder, undisturbed)
         assert not list(folder.rglob("*.pycls-tmp"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two stages that nobody killed."""
+    folder = tmp_path_factory.mktemp("undisturbed_stages") / "run"
+    ended = call(*RUN, *TWO_STAGES, "OUT_DIR", folder)
+    assert ended.code == 0, ended.err
+    assert len(result(folder)["history"]) == 2 and len(result(folder)["stage1"]["history"]) == 1
+    return folder
 
 
 def test_killed_at_some_changes_of_the_disk(
@@ -126,9 +139,17 @@ def test_killed_at_some_changes_of_the_disk(
     check_crashes(crashes, undisturbed, tmp_path, 19)
 
 
+def test_two_stages_killed_at_some_changes_of_the_disk(
+    crashes: "subprocess.Popen[str]", undisturbed_stages: Path, tmp_path: Path
+) -> None:
+    check_crashes(crashes, undisturbed_stages, tmp_path, 17, TWO_STAGES)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("stages", [1, 2])
 def test_killed_at_every_change_of_the_disk(
-    crashes: "subprocess.Popen[str]", undisturbed: Path, tmp_path: Path
+    crashes: "subprocess.Popen[str]", undisturbed: Path, undisturbed_stages: Path, tmp_path: Path, stages: int
 ) -> None:
-    check_crashes(crashes, undisturbed, tmp_path, 1)
+    whole, options = (undisturbed, ()) if stages == 1 else (undisturbed_stages, TWO_STAGES)
+    check_crashes(crashes, whole, tmp_path, 1, options)

@@ -17,6 +17,7 @@ ANNEALED = {"lambda_base": 1000.0, "lambda_gamma": 2e-5, "lambda_power": 45.0, "
 
 CASES: dict[str, list[dict[str, Any]]] = {
     "softmax": [{"bias": True}, {"bias": False}],
+    "lws": [{}],
     "normface": [{"scale": 10.0}],
     "cosloss": [{}],
     "coco": [{"alpha": 6.25}],
@@ -101,7 +102,7 @@ def scalar_parameter(head: torch.nn.Module, name: str) -> Tensor | None:
     """The head's learned scalar: its one parameter that is none of the matrices and vectors of the contract."""
     if REFERENCES[name].scalar is None:
         return None
-    known = [getattr(head, attribute, None) for attribute in ("weight", "bias", "log_variance")]
+    known = [getattr(head, attribute, None) for attribute in ("weight", "bias", "log_variance", "factor")]
     rest = [p for p in head.parameters() if all(p is not k for k in known)]
     assert len(rest) == 1 and rest[0].numel() == 1, f"{name} should have one learned scalar, not {len(rest)}"
     return rest[0]
@@ -109,7 +110,7 @@ def scalar_parameter(head: torch.nn.Module, name: str) -> Tensor | None:
 
 def learned(head: torch.nn.Module, name: str) -> dict[str, Tensor]:
     """Every parameter of the head, by the name the references know it by."""
-    found = {attribute: getattr(head, attribute, None) for attribute in ("weight", "bias", "log_variance")}
+    found = {attribute: getattr(head, attribute, None) for attribute in ("weight", "bias", "log_variance", "factor")}
     scalar = scalar_parameter(head, name)
     if scalar is not None:
         found[REFERENCES[name].scalar] = scalar
@@ -137,7 +138,7 @@ def make_head(
             noise = torch.randn(value.shape, generator=draw, dtype=torch.float64)
             if key == "weight":
                 value.copy_(noise * (scale if name in ("rbf_softmax", "lgm") else 1 / math.sqrt(dim)))
-            elif key in ("scale", "radius"):
+            elif key in ("scale", "radius", "factor"):
                 value.add_(0.3 * noise.to(dtype))
             else:
                 value.copy_(0.3 * noise)

@@ -40,6 +40,11 @@ def linear(x: Tensor, p: Parameters, o: Options) -> Tensor:
     return z + p["bias"] if "bias" in p else z
 
 
+def scaled_linear(x: Tensor, p: Parameters, o: Options) -> Tensor:
+    """f_j (w_j . x + b_j) (Kang et al., "Decoupling", section 4.1 and the authors' code)."""
+    return p["factor"] * ((p["weight"] * x).sum(dim=1) + p["bias"])
+
+
 def fixed_cosine(x: Tensor, p: Parameters, o: Options) -> Tensor:
     """s cos(x, w_j): CosFace eq. 4, ArcFace eq. 2, LDAM's classifier; COCO eq. 6 with alpha for s."""
     return (o["alpha"] if "alpha" in o else o["scale"]) * cosines(x, p["weight"])

@@ -45,6 +45,7 @@ class Reference:
 
 REFERENCES: dict[str, Reference] = {
     "softmax": Reference(similarities.linear),
+    "lws": Reference(similarities.scaled_linear),
     "normface": Reference(similarities.learned_cosine, scalar="scale"),
     "cosloss": Reference(similarities.cosloss, scalar="scale"),
     "coco": Reference(similarities.fixed_cosine),

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -36,3 +37,16 @@ def test_classifier_is_backbone_then_head() -> None:
     assert set(model.state_dict()) == {"backbone.1.weight", "backbone.1.bias", "head.weight", "head.step"}
     model(images).logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_a_frozen_backbone_trains_no_weight(statistics: bool) -> None:
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 4)), Head())
+    model.train().freeze_backbone(statistics)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.eval().train()
+    model(torch.randn(5, 3, 2, 2)).logits.sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["head.weight"]
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    statistic = {f"backbone.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert moved == (set() if statistics else statistic)

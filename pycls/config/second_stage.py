@@ -1,0 +1,78 @@
+"""``STAGE2``: what the second stage of a two-stage training has otherwise than the first.
+
+An option of the first stage below ``STAGE2``, such as ``STAGE2.OPTIM.BASE_LR``, is the second stage's own; what is not
+given there is as in the first. The second stage's options are so a tree like any other, checked by the same rules.
+"""
+
+import fnmatch
+from dataclasses import dataclass
+from typing import Any
+
+from pycls.config.options import CORE
+from pycls.config.unknown_keys import Given
+from pycls.config.yaml_lines import Located
+from pycls.errors import InputError
+
+SECTION = "STAGE2."
+
+MAY_DIFFER = ("HEAD.*", "OPTIM.*", "TRAIN.SAMPLER", "TRAIN.SAMPLES_PER_CLASS", "TRAIN.REPEAT_THRESHOLD", "TRAIN.BATCH_SIZE",
+              "TRAIN.ACCUM_STEPS", "TRAIN.EVAL_PERIOD", "TRAIN.LABEL_SMOOTHING", "TRAIN.MIXUP_ALPHA",
+              "TRAIN.CUTMIX_ALPHA")  # fmt: skip
+"""Options, and patterns of them, that the second stage may have of its own."""
+
+UNTRAINED = ("tau_norm", "ncm")
+"""Methods that take no step."""
+
+HEADS: dict[str, dict[str, Any]] = {
+    "lws": {"HEAD.NAME": "lws"},
+    "tau_norm": {"HEAD.NAME": "softmax", "HEAD.BIAS": False},
+    "ncm": {"HEAD.SIMILARITY.NAME": "cosine"},
+}
+"""The head of each method that says what it is."""
+
+
+@dataclass(frozen=True)
+class _InSecondStage(Located):
+    """A value that was written below STAGE2."""
+
+    def at(self, key: str) -> str:
+        return super().at(f"{SECTION}{key}")
+
+
+def split(given: Given) -> tuple[Given, Given]:
+    """(what concerns the first stage, or the whole run; what the second has otherwise, by its key in a tree).
+
+    Raises:
+        InputError: an option that the second stage cannot have otherwise.
+    """
+    whole: Given = {}
+    second: Given = {}
+    for key, located in given.items():
+        if not key.startswith(SECTION) or key in CORE:
+            whole[key] = located
+            continue
+        own = key.removeprefix(SECTION)
+        if own in ("HEAD", "OPTIM", "TRAIN") and located.value in (None, {}):
+            continue
+        if not any(fnmatch.fnmatchcase(own, pattern) for pattern in MAY_DIFFER):
+            names = [known.removeprefix(SECTION) for known in CORE if known.startswith(SECTION)]
+            raise InputError(f"{located.at(key)} is no option of the second stage, which has {', '.join(names)}, and of the "
+                             f"first stage's options {', '.join(MAY_DIFFER)}")  # fmt: skip
+        second[own] = _InSecondStage(located.value, located.where, located.text)
+    return whole, second
+
+
+def given_of(whole: Given, second: Given, method: str) -> Given:
+    """What is given for the second stage's tree: the first stage's options with the second's in their place.
+
+    Raises:
+        InputError: an option that the method leaves no choice in, or that comes without a second stage.
+    """
+    for key, located in second.items():
+        if method == "none" or method in UNTRAINED or (method in HEADS and key.startswith("HEAD.")):
+            raise InputError(f"{located.at(key)} has no effect: STAGE2.METHOD is {method}")
+    fixed = HEADS.get(method, {}) | ({"OPTIM.MAX_EPOCH": 0} if method in UNTRAINED else {})
+    own = second | {key: Located(value, "STAGE2.METHOD") for key, value in fixed.items()}
+    new_head = any(key.startswith("HEAD.") for key in own)
+    return {key: located for key, located in whole.items()
+            if not key.startswith(SECTION) and not (new_head and key.startswith("HEAD"))} | own  # fmt: skip

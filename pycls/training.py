@@ -1,0 +1,187 @@
+"""A run's trainers: that of the training, and that of a second stage on its frozen backbone."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+import pycls
+from pycls import build, config, launching, zoo
+from pycls.engine import decouple
+from pycls.engine.checkpoints import load_model_state
+from pycls.engine.evaluate import precise_batch_norm
+from pycls.engine.reporter import Reporter
+from pycls.engine.state_file import load_state
+from pycls.engine.trainer import Trainer
+from pycls.errors import DamagedFile, InputError, RunError
+from pycls.models.classifier import Classifier
+from pycls.runtime.board import Board
+from pycls.runtime.devices import has_fast_bf16
+from pycls.runtime.distributed import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+def first_model(cfg: CfgNode, dataset: build.Dataset, classes: int, device: torch.device) -> Classifier:
+    """The model as the training begins with it."""
+    model = _new_model(cfg, dataset, classes)
+    if cfg.TRAIN.WEIGHTS:
+        zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True)
+    return build.place(cfg, model, device)
+
+
+def _new_model(cfg: CfgNode, dataset: build.Dataset, classes: int) -> Classifier:
+    torch.manual_seed(cfg.RNG_SEED)
+    return build.build_model(cfg, dataset.channels, build.image_size(cfg, dataset), classes, dataset.labels)
+
+
+def make_trainer(
+    cfg: CfgNode, model: Classifier, dataset: build.Dataset, classes: int, device: torch.device, ranks: Ranks, written: str
+) -> Trainer:
+    """Everything that a training by this tree is made of.
+
+    Args:
+        cfg: the tree of the stage.
+        model: on its device.
+        dataset: of the training.
+        classes: K.
+        device: of this process.
+        ranks: of this process.
+        written: the run's configuration as its checkpoints keep it.
+    """
+    out_dir, loader = Path(cfg.OUT_DIR), build.build_train_loader(cfg, dataset, device, ranks)
+
+    def before_evaluation(epoch: int) -> None:
+        if cfg.BN.USE_PRECISE_STATS and not model.frozen_statistics:
+            precise_batch_norm(model, loader.epoch(epoch), cfg.BN.NUM_SAMPLES_PRECISE, ranks.world_size)
+
+    return Trainer(
+        model=model,
+        network=build.build_network(model, device, ranks),
+        optimizer=build.build_optimizer(cfg, model),
+        schedule=build.build_schedule(cfg),
+        loader=loader,
+        ema=build.build_ema(cfg, model),
+        mix=build.build_mix(cfg, ranks),
+        evaluate=build.build_judge(cfg, classes, device, ranks),
+        before_evaluation=before_evaluation,
+        choose_best=cfg.TRAIN.EVAL_SPLIT == "val",
+        checkpoints=launching.checkpoints(cfg),
+        settings=build.build_settings(cfg, classes, ranks),
+        device=device,
+        ranks=ranks,
+        reporter=Reporter(Board(out_dir / "tensorboard", cfg.TENSORBOARD and ranks.is_main), ranks.is_main,
+                          cfg.OPTIM.MAX_EPOCH, len(loader), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_SPLIT),
+        extra={"config": written, "versions": {"pycls": pycls.__version__, "torch": torch.__version__},
+               "class_names": list(dataset.class_names)},
+        sample_log=_sample_log(out_dir, ranks.rank) if cfg.LOG_SAMPLES else None,
+        inspect=build.build_inspector(model) if ranks.is_main else None,
+    )  # fmt: skip
+
+
+def resume(cfg: CfgNode, trainer: Trainer) -> None:
+    """Continues from the newest checkpoint, if there is one."""
+    state = trainer.checkpoints.newest(trainer.ranks.is_main)
+    if state is None:
+        return
+    launching.refuse_other_data(cfg, state["config"])
+    trainer.load_state_dict(state, str(trainer.checkpoints.folder))
+    trainer.reporter.board.purge_step = trainer.step
+    logger.info("continuing from epoch %d, step %d of %d", trainer.epoch + 1, trainer.start, len(trainer.loader))
+
+
+def announce(cfg: CfgNode, trainer: Trainer, dataset: build.Dataset, classes: int, device: torch.device) -> None:
+    """What is about to be trained, and what is to be warned of."""
+    logger.info("%s on %s: %d training images, %d classes, %s parameters, %s", names(cfg), dataset.name, len(dataset),
+                classes, f"{sum(p.numel() for p in trainer.model.parameters()):,}", device)  # fmt: skip
+    if trainer.settings.autocast is not None and device.type == "cpu" and not has_fast_bf16(device):
+        logger.warning("this CPU has no bf16 units: TRAIN.MIXED_PRECISION makes training about ten times slower here")
+    for warning in build.head_warnings(trainer.model):
+        logger.warning(warning)
+    if cfg.TRAIN.EVAL_SPLIT == "test":
+        logger.info("evaluating on the test part in training: shown, but the best epoch is not chosen on it")
+
+
+def names(cfg: CfgNode) -> str:
+    """Backbone and head, for people."""
+    return f"{cfg.MODEL.TYPE}{cfg.MODEL.DEPTH or ''} with {cfg.HEAD.NAME or cfg.HEAD.SIMILARITY.NAME} head"
+
+
+def chosen_state(trainer: Trainer) -> tuple[dict[str, Any], bool]:
+    """The best checkpoint, and that it was chosen as such; else the last state."""
+    best = trainer.checkpoints.best()
+    if best is not None:
+        try:
+            return load_state(best), True
+        except DamagedFile as error:
+            logger.error("%s; going on with the last weights, which are not the best ones", error)
+    return trainer.state_dict(), False
+
+
+# --- the second stage
+
+
+def check_second_stage(cfg: CfgNode, model: Classifier, dataset: build.Dataset, classes: int, ranks: Ranks) -> None:
+    """Raises InputError for a second stage that could not be, before the first one begins."""
+    later = config.last_stage(cfg)
+    if later is cfg:
+        return
+    build.build_model(later, dataset.channels, build.image_size(cfg, dataset), classes, dataset.labels, storage=False)
+    build.build_train_loader(later, dataset, torch.device("cpu"), ranks)
+    build.build_settings(later, classes, ranks)
+    if cfg.STAGE2.METHOD in ("lws", "tau_norm") and not decouple.is_linear(model.head):
+        raise InputError(f"STAGE2.METHOD {cfg.STAGE2.METHOD} starts from a linear head, which {names(cfg)} has not")
+
+
+def second_model(
+    cfg: CfgNode, first: dict[str, torch.Tensor], dataset: build.Dataset, classes: int, device: torch.device, ranks: Ranks
+) -> Classifier:
+    """The model as the second stage begins with it: the first stage's backbone, frozen, and the method's head.
+
+    Args:
+        cfg: the run's tree.
+        first: the first stage's weights.
+        dataset: of the training.
+        classes: K.
+        device: of this process.
+        ranks: of this process.
+    """
+    later, method = config.last_stage(cfg), cfg.STAGE2.METHOD
+    model = _new_model(later, dataset, classes)
+    kept = {name: value for name, value in model.state_dict().items() if name.startswith("head.")}
+    load_model_state(model, kept | {n: v for n, v in first.items() if n.startswith("backbone.")}, "the first stage")
+    model = build.place(later, model, device)
+    model.freeze_backbone(cfg.STAGE2.FREEZE_BN)
+    weight, bias = first.get("head.similarity.weight"), first.get("head.similarity.bias")
+    if method == "lws":
+        decouple.keep_classifier(model.head.similarity, weight, bias)
+    elif method == "ncm":
+        images = build.build_eval_loader(later, dataset, cfg.TRAIN.SPLIT, device, ranks)
+        means = decouple.class_means(model, images, classes, device)
+        decouple.set_weight(model.head.similarity, means)
+    elif method == "tau_norm":
+        assert weight is not None
+        tau = cfg.STAGE2.TAU
+        if tau < 0:
+            val = build.build_dataset(cfg, cfg.TRAIN.EVAL_SPLIT)
+            images = build.build_eval_loader(later, val, cfg.TRAIN.EVAL_SPLIT, device, ranks)
+            tau = decouple.choose_tau(model, weight.to(device), images, classes)
+            logger.info("tau %.1f has the lowest error on %s, averaged over the classes", tau, cfg.TRAIN.EVAL_SPLIT)
+        decouple.set_weight(model.head.similarity, decouple.tau_normalised(weight, tau))
+    return model
+
+
+def _sample_log(out_dir: Path, rank: int) -> Callable[[int, torch.Tensor], None]:
+    path = out_dir / f"samples_rank{rank}.txt"
+
+    def write(step: int, ids: torch.Tensor) -> None:
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{step}: {' '.join(map(str, ids.tolist()))}\n")
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+    return write
