@@ -4,6 +4,12 @@ import os
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # test processes beside each other: one thread each, and none that waits by spinning on the other's core. Set before
+    # torch is imported; runs that the tests start set their own number of threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PYCLS_DATA")
 
 
