@@ -25,7 +25,9 @@ def test_each_file_says_what_it_is(path: Path) -> None:
     assert f"# python tools/run_net.py --cfg configs/{path.parent.name}/{path.name}" in text
     assert cfg.DATA.LONG_TAIL.PROFILE == "exponential" and cfg.DATA.LONG_TAIL.IMBALANCE == 100
     later = config.last_stage(cfg)
-    second = {"crt": ("softmax", "class_balanced"), "lws": ("lws", "class_balanced"),
-              "tvmf_cosloss": ("cosloss", "class_aware"), "tau_norm": ("softmax", "instance"), "ncm": ("", "instance")}.get(path.stem)  # fmt: skip
+    second = {
+        "crt": ("softmax", "class_balanced"), "lws": ("lws", "class_balanced"), "tau_norm": ("softmax", "instance"),
+        "ncm": ("", "instance"), "tvmf_cosloss": ("cosloss", "class_aware"),
+    }.get(path.stem)  # fmt: skip
     assert (later is cfg) == (second is None)
     assert second is None or second == (later.HEAD.NAME, later.TRAIN.SAMPLER)
