@@ -4,6 +4,7 @@ Nothing below this file sees a config node. A constructor's ``ValueError`` becom
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from pycls import config
+from pycls.data import rng
 from pycls.data.dataset import (
     ArrayDataset,
     FileDataset,
@@ -30,11 +32,13 @@ from pycls.data.unreadable import Unreadable, read_record
 from pycls.engine.ema import Ema
 from pycls.engine.evaluate import Evaluation, evaluate
 from pycls.engine.optim import Decay, Schedule, make_optimizer, parameter_groups
+from pycls.engine.sharded import class_shards, is_sharded, share_parameters
 from pycls.engine.trainer import Mix, Settings
 from pycls.errors import InputError
 from pycls.heads.advice import Watch, at_start
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
+from pycls.heads.parallel import ClassShard, shard_classes
 from pycls.models.classifier import Classifier
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES
 from pycls.runtime.distributed import Ranks
@@ -159,6 +163,36 @@ def build_head(cfg: CfgNode, in_features: int, classes: int, counts: Tensor) -> 
     return head
 
 
+def share_out(cfg: CfgNode, model: Classifier, ranks: Ranks) -> None:
+    """Leaves this process its share of the classes (HEAD.PARALLEL class) of a model that has its first weights.
+
+    Raises:
+        InputError: an option does not go with a model that is shared out.
+    """
+    if cfg.PARALLEL.MODE == "fsdp" and cfg.OPTIM.EMA_UPDATE_PERIOD:
+        raise InputError("OPTIM.EMA_UPDATE_PERIOD: PARALLEL.MODE fsdp keeps no moving average; take ddp, or 0")
+    for key, wanted in (("PARALLEL.MODE fsdp", cfg.PARALLEL.MODE == "fsdp"),
+                        ("HEAD.PARALLEL class", cfg.HEAD.PARALLEL == "class")):  # fmt: skip
+        if wanted and autocast_dtype(cfg) is torch.float16:
+            raise InputError(f"{key} needs one scale of the gradients on all processes, which fp16 does not keep: take "
+                             "TRAIN.MIXED_PRECISION bf16")  # fmt: skip
+        if wanted and config.last_stage(cfg) is not cfg:
+            raise InputError(f"STAGE2.METHOD {cfg.STAGE2.METHOD} takes a whole model, and {key} shares it out")
+        if wanted and cfg.TEST.OPEN_SET:
+            raise InputError(f"TEST.OPEN_SET is for a whole model, and {key} shares it out: test it afterwards, in one process")
+    if cfg.HEAD.PARALLEL == "none":
+        if cfg.HEAD.SAMPLE_RATE != 1:
+            raise InputError(f"HEAD.SAMPLE_RATE {cfg.HEAD.SAMPLE_RATE} needs HEAD.PARALLEL class")
+        return
+    if not isinstance(model.head, Head):
+        raise InputError(f"HEAD.PARALLEL class: {type(model.head).__name__} is no head of prototypes")
+    with user_errors("HEAD.PARALLEL class"):
+        draw = functools.partial(rng.hash64, cfg.RNG_SEED, stream=rng.NEGATIVES)
+        shard_classes(model.head, ClassShard(
+            model.head.similarity.num_classes, ranks.rank, ranks.world_size, cfg.HEAD.SAMPLE_RATE, draw
+        ))  # fmt: skip
+
+
 def _smooth(head: Any, label_smoothing: float) -> None:
     own = getattr(head.criterion, "label_smoothing", None)
     if own is None:
@@ -169,8 +203,9 @@ def _smooth(head: Any, label_smoothing: float) -> None:
 
 
 def build_inspector(model: Classifier) -> Callable[[], dict[str, float]] | None:
-    """What tells, once a log period, how the last batch lay to the head's prototypes; None for a head of another kind."""
-    return Watch(model.head).read if isinstance(model.head, Head) else None
+    """What tells, once a log period, how the last batch lay to the head's prototypes; None for a head of another kind, or
+    where no process has all of them."""
+    return Watch(model.head).read if isinstance(model.head, Head) and not is_sharded(model) else None
 
 
 def head_warnings(model: Classifier) -> list[str]:
@@ -225,6 +260,10 @@ def build_eval_loader(cfg: CfgNode, dataset: Dataset, split: str, device: torch.
 
 def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:
     """The model on its device, in its memory order, compiled if that is wanted."""
+    if cfg.BN.SYNC:
+        if device.type != "cuda":
+            raise InputError(f"BN.SYNC works on GPUs, not on {device.type}")
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
     if cfg.MODEL.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -233,11 +272,21 @@ def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:
     return model
 
 
-def build_network(model: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
-    """What the training loop calls: the model, or its DDP wrapper."""
+def build_network(
+    model: nn.Module, device: torch.device, ranks: Ranks, fsdp: bool = False, static_graph: bool = False
+) -> nn.Module:
+    """What the training loop calls: the model, its parameters shared out by FSDP2 if that is wanted, or its DDP wrapper."""
     if ranks.world_size == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    if fsdp:
+        own = dict(model.named_parameters())
+        share_parameters(model, {own[name] for name in class_shards(model)})
+        return model
+    DistributedDataParallel = nn.parallel.DistributedDataParallel
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, class_shards(model))
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, static_graph=static_graph
+    )
 
 
 def build_ema(cfg: CfgNode, model: nn.Module) -> Ema | None:

@@ -11,6 +11,7 @@ from pycls import build, config, launching, training, zoo
 from pycls.engine import open_set, plots, reports
 from pycls.engine.checkpoints import load_model_state, model_state
 from pycls.engine.evaluate import Evaluation, evaluate
+from pycls.engine.sharded import is_sharded
 from pycls.engine.state_file import better_weights, save_weights
 from pycls.engine.timing import time_steps
 from pycls.engine.trainer import Stopped, Trainer
@@ -64,7 +65,7 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
     if cfg.TEST.OPEN_SET:
         build.build_unknown_loader(cfg, test_set[0], device)  # what is missing is to be known now
-    model = training.first_model(cfg, dataset, classes, device)
+    model = training.first_model(cfg, dataset, classes, device, ranks)
     training.check_second_stage(cfg, model, dataset, classes, ranks)
     trainer = training.make_trainer(cfg, model, dataset, classes, device, ranks, config.dump(cfg))
     setup_logging(out_dir, ranks.rank)
@@ -128,14 +129,15 @@ def _finish(
 ) -> None:  # fmt: skip
     """Tests the chosen weights, and writes what a person wants to see; ``first`` is the first of two stages' result."""
     result = _tested(cfg, trainer, test_set)
+    weights = model_state(trainer.model)
     if not trainer.ranks.is_main:
         return
     tested, device = result["test"], trainer.device
     tested["open_set"] = _open_set(cfg, trainer.model, test_set, device)
     about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "top1_err": tested["top1_err"],
              "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
-    save_weights(out_dir / "model.safetensors", model_state(trainer.model), about)
-    drawn = _draw(cfg, out_dir, trainer, test_set, device)
+    save_weights(out_dir / "model.safetensors", weights, about)
+    drawn = _draw(cfg, out_dir, trainer, weights, test_set, device)
     unreadable = build.count_unreadable(cfg)
     for part, count in unreadable.items():
         logger.warning("%d images of %s could not be read; %s names them", count, part, build.unreadable_record(cfg))
@@ -161,7 +163,8 @@ def _open_set(
 
 
 def _draw(
-    cfg: CfgNode, out_dir: Path, trainer: Trainer, test_set: tuple[build.Dataset, str], device: torch.device
+    cfg: CfgNode, out_dir: Path, trainer: Trainer, weights: dict[str, torch.Tensor], test_set: tuple[build.Dataset, str],
+    device: torch.device,
 ) -> list[str]:
     """Draws the curves, and the features where they have two dimensions. Returns the names of the files."""
     drawn = []
@@ -169,11 +172,11 @@ def _draw(
         title = f"{training.names(cfg)} on {cfg.TRAIN.DATASET}"
         plots.draw_curves(out_dir / "curves.png", trainer.history, title, cfg.TRAIN.EVAL_SPLIT)
         drawn.append("curves.png")
-    if trainer.model.backbone.feature_dim == 2:
+    if trainer.model.backbone.feature_dim == 2 and not is_sharded(trainer.model.backbone):
         everything = build.build_eval_loader(cfg, *test_set, device, Ranks())
         features, labels = plots.collect_features(trainer.model, everything)
         similarity = trainer.model.head.similarity
-        prototypes = similarity.weight.detach().cpu() if similarity.domain == "distance" else None
+        prototypes = weights["head.similarity.weight"].cpu() if similarity.domain == "distance" else None
         title = f"{training.names(cfg)}, features of {test_set[0].name}"
         plots.draw_features(out_dir / "features.png", features, labels, prototypes, list(test_set[0].class_names), title)
         drawn.append("features.png")
@@ -194,6 +197,7 @@ def test(cfg: CfgNode) -> int:
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(last, dataset.channels, build.image_size(cfg, dataset), classes)
         zoo.load_into(model, weights)
+        build.share_out(cfg, model, ranks)
         model = build.place(cfg, model, device)
         loader = build.build_eval_loader(cfg, dataset, split, device, ranks)
         tested = evaluate(model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))

@@ -25,11 +25,14 @@ from pycls.runtime.distributed import Ranks
 logger = logging.getLogger(__name__)
 
 
-def first_model(cfg: CfgNode, dataset: build.Dataset, classes: int, device: torch.device) -> Classifier:
+def first_model(
+    cfg: CfgNode, dataset: build.Dataset, classes: int, device: torch.device, ranks: Ranks
+) -> Classifier:
     """The model as the training begins with it."""
     model = _new_model(cfg, dataset, classes)
     if cfg.TRAIN.WEIGHTS:
         zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True)
+    build.share_out(cfg, model, ranks)
     return build.place(cfg, model, device)
 
 
@@ -60,7 +63,7 @@ def make_trainer(
 
     return Trainer(
         model=model,
-        network=build.build_network(model, device, ranks),
+        network=build.build_network(model, device, ranks, cfg.PARALLEL.MODE == "fsdp", cfg.PARALLEL.STATIC_GRAPH),
         optimizer=build.build_optimizer(cfg, model),
         schedule=build.build_schedule(cfg),
         loader=loader,

@@ -48,6 +48,10 @@ CORE: dict[str, Option] = {
     "HEAD.WEIGHT_DECAY": Option(-1.0, "weight decay of the head's parameters; -1 for OPTIM.WEIGHT_DECAY", low=-1),
     "HEAD.MARGIN_WARMUP": Option(0, "training steps over which the margin grows from 0 to its full size", low=0),
     "HEAD.CHUNK": Option(0, "classes worked on at a time, to save memory; 0 chooses by their number", low=0),
+    "HEAD.PARALLEL": Option("none", "class shares the classes, their prototypes and logits, out among the processes",
+                            choices=("none", "class")),
+    "HEAD.SAMPLE_RATE": Option(1.0, "share of the classes that a training step looks at, beside those of the batch (Partial "
+                               "FC); needs HEAD.PARALLEL class", low=0, high=1),
     "HEAD.SIMILARITY.NAME": Option("", "how features and prototypes are compared, when spelling a head out"),
     "HEAD.MARGIN.NAME": Option("", "what is asked of the target class in training; empty for no margin"),
     "HEAD.CRITERION.NAME": Option("", "logits and labels -> loss; empty for the head's own (cross_entropy)"),
@@ -56,6 +60,7 @@ CORE: dict[str, Option] = {
     "BN.MOM": Option(0.1, "batch norm: share of the newest batch in the running statistics (PyTorch's)", low=0, high=1),
     "BN.USE_PRECISE_STATS": Option(False, "recompute the running statistics over training images before evaluating"),
     "BN.NUM_SAMPLES_PRECISE": Option(8192, "training images to do so with", low=1),
+    "BN.SYNC": Option(False, "batch statistics over all processes (on GPUs)"),
     "BN.ZERO_INIT_FINAL_GAMMA": Option(False, "start the last batch norm of each residual block at 0"),
     "BN.USE_CUSTOM_WEIGHT_DECAY": Option(False, "give batch norm's parameters BN.CUSTOM_WEIGHT_DECAY"),
     "BN.CUSTOM_WEIGHT_DECAY": Option(0.0, "weight decay of batch norm's parameters", low=0),
@@ -159,6 +164,9 @@ CORE: dict[str, Option] = {
     "RUNTIME.TIMEOUT": Option(600.0, "seconds that processes wait for one that hangs before the run ends", low=1),
     "DETERMINISTIC": Option(False, "on a GPU, only deterministic algorithms (slower); a CPU run always is"),
     "CUDNN.BENCHMARK": Option(True, "let cuDNN try its algorithms and take the fastest"),
+    "PARALLEL.MODE": Option("ddp", "several processes: ddp, each with the whole model, or fsdp, which shares parameters, "
+                            "gradients and the optimiser's state out among them (FSDP2)", choices=("ddp", "fsdp")),
+    "PARALLEL.STATIC_GRAPH": Option(False, "ddp: every step uses the same parameters in the same order"),
     "RNG_SEED": Option(1, "the seed that order, augmentation, initial weights and dropout are functions of", low=0),
     # --- where it runs
     "LAUNCH.MODE": Option("local", "local: processes of this machine; torchrun: the same, restarted when one dies; slurm: "
@@ -195,8 +203,8 @@ CORE: dict[str, Option] = {
 }
 
 IRRELEVANT_TO_RESULT = frozenset({
-    "DATA.DOWNLOAD", "DATA.HASH", "DATA.MAX_UNREADABLE", "DATA.ROOT", "DATA_LOADER.*", "DESC", "IMPORTS", "LAUNCH.*",
-    "LOG_PERIOD", "LOG_SAMPLES", "MAX_GPUS_PER_NODE", "MODEL.SCALING_*", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS", "OUT_DIR",
-    "PREC_TIME.*", "RUNTIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
+    "DATA.DOWNLOAD", "DATA.HASH", "DATA.MAX_UNREADABLE", "DATA.ROOT", "DATA_LOADER.*", "DESC", "HEAD.PARALLEL", "IMPORTS",
+    "LAUNCH.*", "LOG_PERIOD", "LOG_SAMPLES", "MAX_GPUS_PER_NODE", "MODEL.SCALING_*", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS",
+    "OUT_DIR", "PARALLEL.*", "PREC_TIME.*", "RUNTIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
 })
 """Patterns of options that may differ between two runs of the same training: where, how fast and what is written."""

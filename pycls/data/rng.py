@@ -16,7 +16,7 @@ _MASK = (1 << 64) - 1
 _STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 # The streams: one for each use, so that no two uses see the same numbers. A number, once given out, keeps its meaning.
-ORDER, TOP, LEFT, FLIP, SPLIT, MIX, PAIRS, BOX, TAIL, NOISE, NOISE_CLASS = range(11)
+ORDER, TOP, LEFT, FLIP, SPLIT, MIX, PAIRS, BOX, TAIL, NOISE, NOISE_CLASS, NEGATIVES = range(12)
 
 
 def _signed(word: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pycls.engine.sharded import cutter, joiner
 from pycls.engine.snapshot import Snapshot, take
 from pycls.engine.state_file import load_state, write_snapshot
 from pycls.errors import DamagedFile, InputError
@@ -120,17 +121,19 @@ class Checkpoints:
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return dict(model.state_dict())
+    """Parameters and buffers by name, whole where each process has a part; all processes call it."""
+    join = joiner(model)
+    return {name: join(name, value) for name, value in model.state_dict().items()}
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies weights into a model that has exactly these.
+    """Copies weights into a model that has exactly these, or this process's part of them.
 
     Raises:
         InputError: names or shapes differ: the weights are another model's.
     """
-    own = model.state_dict()
+    cut = cutter(model)
+    own, state = model.state_dict(), {name: cut(name, value) for name, value in state.items()}
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [f"{n} is {list(state[n].shape)}, not {list(own[n].shape)}" for n in own.keys() & state.keys()
               if state[n].shape != own[n].shape]  # fmt: skip
@@ -138,27 +141,31 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], source: str)
         what = f"it lacks {missing[0]}" if missing else f"it has {extra[0]}" if extra else f"its {sorted(shapes)[0]}"
         count = len(missing) + len(extra) + len(shapes)
         raise InputError(f"{source} holds the weights of another model: {count} names or shapes differ ({what})")
-    model.load_state_dict(dict(state))
+    model.load_state_dict(state)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimiser's state by parameter name."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {names[parameter]: dict(values) for parameter, values in optimizer.state.items() if values}
+    """The optimiser's state by parameter name, whole where each process has a part; all processes call it."""
+    join = joiner(model)
+    return {
+        name: {key: join(name, value) if isinstance(value, Tensor) else value for key, value in values.items()}
+        for name, parameter in model.named_parameters()
+        if (values := optimizer.state.get(parameter))
+    }
 
 
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Restores what :func:`optimizer_state` gave."""
-    parameters = dict(model.named_parameters())
+    parameters, cut = dict(model.named_parameters()), cutter(model)
     for name, values in state.items():
         parameter = parameters[name]
         restored = {}
         for key, value in values.items():
             if isinstance(value, Tensor):
                 # fused optimisers keep the step counter as float32 on the parameter's device, and moments in its layout
-                value = value.to(parameter.device)
+                value = cut(name, value).to(parameter.device)
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
             restored[key] = value
         optimizer.state[parameter] = restored

@@ -8,7 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pycls.engine.meters import ranks_of_targets
+from pycls.engine.sharded import in_step, is_sharded
 from pycls.runtime.distributed import all_reduce_sum
+
+MOST_CONFUSED = 4096
+"""Classes up to which every pair of them is counted: 128 MB."""
 
 ECE_BINS = 15
 """Bins of the expected calibration error (Guo et al., ICML 2017)."""
@@ -27,25 +31,30 @@ class Evaluation:
         self.top_k = min(top_k, num_classes)
         self.num_classes = num_classes
         self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # samples, top-1 errors, top-k errors
-        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        kept = num_classes if num_classes <= MOST_CONFUSED else 0
+        self.confusion = torch.zeros(kept * num_classes, dtype=torch.int64, device=device)
+        self.classes = torch.zeros(2, num_classes, dtype=torch.int64, device=device)  # samples, top-1 errors
         self.bins = torch.zeros(2, ECE_BINS, dtype=torch.int64, device=device)  # samples, right ones
         real = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=real, device=device)  # loss, negative log-likelihood
         self.confidences = torch.zeros(ECE_BINS, dtype=real, device=device)
 
-    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Adds a batch: logits [N, K], labels [N] and the mean loss."""
-        ranks = ranks_of_targets(logits, labels)
+    def update(self, logits: Tensor | None, labels: Tensor, loss: Tensor, ranking: Any = None) -> None:
+        """Adds a batch: logits [N, K], labels [N] and the mean loss. Without logits, their ``ranking``: for each sample how
+        many classes stand before the label, the negative log-likelihood, the largest probability, the first other class."""
+        if ranking is None:
+            assert logits is not None
+            ranking = _ranking(logits, labels)
+        ranks, nll, confidence, others = ranking
         self.counts += torch.stack((torch.full_like(ranks[0], len(ranks)), (ranks > 0).sum(), (ranks >= self.top_k).sum()))
-        log_p = F.log_softmax(logits.float(), dim=1)
-        nll = F.nll_loss(log_p, labels, reduction="sum")
-        self.sums += torch.stack((loss * len(labels), nll)).to(self.sums.dtype)
-        confidence = log_p.max(dim=1).values.exp()
+        self.sums += torch.stack((loss * len(labels), nll.sum())).to(self.sums.dtype)
         # where another class ties with the label it counts as the prediction, as in the errors
-        others = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
         predicted = torch.where(ranks == 0, labels, others)
         ones = torch.ones_like(labels)
-        self.confusion.index_add_(0, labels * self.num_classes + predicted, ones)
+        if len(self.confusion):
+            self.confusion.index_add_(0, labels * self.num_classes + predicted, ones)
+        self.classes[0].index_add_(0, labels, ones)
+        self.classes[1].index_add_(0, labels, (ranks > 0).long())
         place = (confidence * ECE_BINS).long().clamp_(0, ECE_BINS - 1)
         self.bins[0].index_add_(0, place, ones)
         self.bins[1].index_add_(0, place, (ranks == 0).long())
@@ -53,17 +62,18 @@ class Evaluation:
 
     def gather(self) -> None:
         """Adds up the counts of all processes."""
-        for tensor in (self.counts, self.confusion, self.bins, self.sums, self.confidences):
+        for tensor in (self.counts, self.confusion, self.classes, self.bins, self.sums, self.confidences):
             all_reduce_sum(tensor)
 
     def result(self) -> dict[str, Any]:
-        """Errors in percent, loss, nll, ece (0..1), and the raw counts, all as plain numbers and lists."""
+        """Errors in percent, loss, nll, ece (0..1), and the raw counts, all as plain numbers and lists.
+
+        ``confusion`` is empty with more than ``MOST_CONFUSED`` classes.
+        """
         samples, first, kth = self.counts.tolist()
         if samples == 0:
             raise ValueError("nothing to evaluate: the data set is empty")
         loss, nll = (self.sums / samples).tolist()
-        confusion = self.confusion.view(self.num_classes, self.num_classes)
-        of_class = confusion.sum(dim=1)
         gap = (self.confidences - self.bins[1].to(self.confidences.dtype)).abs().sum() / samples
         return {
             "samples": samples,
@@ -75,21 +85,31 @@ class Evaluation:
             "loss": loss,
             "nll": nll,
             "ece": gap.item(),
-            "class_samples": of_class.tolist(),
-            "class_errors": (of_class - confusion.diagonal()).tolist(),
-            "confusion": confusion.tolist(),
+            "class_samples": self.classes[0].tolist(),
+            "class_errors": self.classes[1].tolist(),
+            "confusion": self.confusion.view(-1, self.num_classes).tolist(),
         }
+
+
+def _ranking(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    log_p = F.log_softmax(logits.float(), dim=1)
+    others = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
+    nll = F.nll_loss(log_p, labels, reduction="none")
+    return ranks_of_targets(logits, labels), nll, log_p.max(dim=1).values.exp(), others
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Any], evaluation: Evaluation) -> dict[str, Any]:
     """Runs a model in evaluation mode over this process's batches (images, labels, ids); sums over processes."""
     model.eval()
-    for images, labels, _ in batches:
+    device = evaluation.counts.device
+    counted_batches = in_step(batches, device) if is_sharded(model) else ((x, y, len(y)) for x, y, _ in batches)
+    for images, labels, counted in counted_batches:
         output = model(images, labels)
-        evaluation.update(output.logits, labels, output.loss)
+        if counted:
+            evaluation.update(output.logits, labels, output.loss, getattr(output, "ranking", None))
     evaluation.gather()
-    unreadable = torch.tensor(getattr(batches, "left_out", 0), device=evaluation.counts.device)  # a list has none
+    unreadable = torch.tensor(getattr(batches, "left_out", 0), device=device)  # a list has none
     return {**evaluation.result(), "unreadable": int(all_reduce_sum(unreadable))}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pycls.runtime.distributed import agree, gather_objects
 
@@ -49,10 +50,10 @@ def first_bad_step(losses: list[float], ids: list[Tensor], parts: int) -> BadSte
 
 
 def bad_weights(model: nn.Module) -> str | None:
-    """The name of a parameter that holds an infinity or NaN, if there is one."""
+    """The name of a parameter that holds an infinity or NaN in this process's part, if there is one."""
     named = list(model.named_parameters())
-    with torch.no_grad():
-        if bool(torch.stack([parameter.sum() for _, parameter in named]).isfinite().all()):
-            return None  # a sum is far quicker than a look at each, and not finite if one of them is not
-        finite = torch.stack([parameter.isfinite().all() for _, parameter in named])
+    parts = [p.detach().to_local() if isinstance(p, DTensor) else p.detach() for _, p in named]
+    if bool(torch.stack([part.sum() for part in parts]).isfinite().all()):
+        return None  # a sum is far quicker than a look at each, and not finite if one of them is not
+    finite = torch.stack([part.isfinite().all() for part in parts])
     return None if bool(finite.all()) else named[int(finite.long().argmin())][0]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,15 @@ def make_optimizer(
     nesterov: bool = True,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """``sgd``, ``adam`` or ``adamw`` in its fused form where the device has one, else the foreach form."""
+    """``sgd``, ``adam`` or ``adamw`` in its fused form where the device has one, else the foreach form.
+
+    Parameters shared out by FSDP2 have the foreach form; beside others, which do not mix with them, the plain one.
+    """
     groups = list(groups)
     parameters = [p for g in groups for p in g["params"]]  # type: ignore[attr-defined]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    form = {"fused": True} if fused else {"foreach": True}
+    shared = sum(isinstance(p, DTensor) for p in parameters)
+    form = {"fused": True} if fused and not shared else {"foreach": shared in (0, len(parameters))}
     if name == "sgd":
         nesterov = nesterov and momentum > 0 and dampening == 0
         return torch.optim.SGD(groups, lr=0.0, momentum=momentum, dampening=dampening, nesterov=nesterov, **form)

@@ -18,6 +18,7 @@ from pycls.engine.meters import TrainMeter
 from pycls.engine.optim import Schedule, set_lr
 from pycls.engine.pace import Pace
 from pycls.engine.reporter import Reporter
+from pycls.engine.sharded import clip_gradients, first_of_all, without_reduction
 from pycls.errors import RunError
 from pycls.runtime.distributed import Ranks, barrier, broadcast_buffers, gather_objects, largest
 from pycls.runtime.signals import StopSignal, exit_code_of
@@ -59,7 +60,7 @@ class Trainer:
 
     Attributes:
         model: the classifier itself; its state is what is saved.
-        network: what is called: the model, or its DDP wrapper.
+        network: what is called: the model (perhaps shared out by FSDP2), or its DDP wrapper.
         loader: ``epoch(e, start)`` yields (images, labels, ids); ``len()`` is the number of steps in an epoch.
         evaluate: model -> results with ``top1_err``, or None where nothing is evaluated in training.
         before_evaluation: called with the epoch (precise batch norm).
@@ -156,14 +157,14 @@ class Trainer:
             seen: Any = targets
             if self.mix is not None:
                 some, seen = self.mix(some, targets, self.step * parts + k)
-            with self._no_sync(k + 1 < parts), self._autocast():
+            with without_reduction(self.network, k + 1 < parts), self._autocast():
                 output = self.network(some, seen)
                 loss = output.loss if parts == 1 else output.loss / parts
                 self.scaler.scale(loss).backward()
             self.meter.update(output.loss, output.terms, output.logits, targets, getattr(output, "first", None))
         if settings.clip_norm > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+            clip_gradients(self.model, settings.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -172,11 +173,6 @@ class Trainer:
         if self.settings.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.settings.autocast)
-
-    def _no_sync(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
-        if wanted and self.network is not self.model:
-            return self.network.no_sync()  # type: ignore[operator]
-        return contextlib.nullcontext()
 
     def _check_finite(self) -> dict[str, float]:
         """Reads the meter; raises RunError if a loss since the last reading was not finite, on any process."""
@@ -240,7 +236,7 @@ class Trainer:
         """
         if self._recent_ids:
             self._check_finite()
-        bad = bad_weights(self.model)
+        bad = first_of_all(bad_weights(self.model))
         if bad is not None:
             lr = self.schedule((self.step - 1) / len(self.loader))
             raise RunError(f"the weights {bad} are not finite after step {self.step - 1}, learning rate {lr:.4g}; "

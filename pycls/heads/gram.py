@@ -29,6 +29,22 @@ KEPT_ELEMENTS = 1 << 30
 chunk, which costs a fourth product beside the three and no memory that grows with K."""
 
 
+class Ranking(NamedTuple):
+    """How the classes' logits [K] lie to a sample's target; each [N].
+
+    Attributes:
+        before: int64, how many classes stand before the target; a tie is before it.
+        nll: ``-log softmax`` of the target's logit.
+        confidence: the largest probability.
+        rival: int64, the highest class that is not the target.
+    """
+
+    before: Tensor
+    nll: Tensor
+    confidence: Tensor
+    rival: Tensor
+
+
 class Scores(NamedTuple):
     """What one pass over the prototypes gives. L is the number of label sets (2 for a mixture). None or empty: not asked for.
 
@@ -40,6 +56,8 @@ class Scores(NamedTuple):
         squared_norm: L times [N], |w|^2 of the target's prototype.
         rival: [N], the largest logit (without ``offset``) of the first label set's other classes, where the logits are not
             kept; no gradient.
+        log_determinant: L times [N], of the target's covariance, for a similarity that has one.
+        ranking: where the classes are shared out among processes, in evaluation.
     """
 
     logits: Tensor | None
@@ -48,6 +66,8 @@ class Scores(NamedTuple):
     others: tuple[Tensor, ...]
     measure: tuple[Tensor, ...]
     squared_norm: tuple[Tensor, ...]
+    log_determinant: tuple[Tensor, ...] = ()
+    ranking: Ranking | None = None
 
 
 def gram_scores(
@@ -64,6 +84,7 @@ def gram_scores(
     total: bool | Tensor = False,
     norms: bool = False,
     chunk: int = 0,
+    absent: bool = False,
 ) -> Scores:
     """Scores of features x [N, D] against prototypes ``weight`` [K * num_centers, D], differentiable once.
 
@@ -81,6 +102,8 @@ def gram_scores(
         norms: whether ``squared_norm`` is wanted (of one centre a class).
         chunk: classes a chunk; 0 chooses. With a number of one's own, or more than ``KEPT_ELEMENTS`` logits, softmax losses
             do not keep the logits: ``reduce`` without them.
+        absent: whether targets may be classes of another process, given as -1: their measures and norms mean nothing, and
+            ``others`` is over all classes here.
     """
     if targets is None and torch.compiler.is_exporting():
         return Scores(_graph_logits(x, weight, form, bias, scale, length), None, None, (), (), ())
@@ -88,7 +111,7 @@ def gram_scores(
     keep = not (reduce and torch.is_grad_enabled() and (chunk > 0 or many))
     weights = total if isinstance(total, Tensor) else weight.new_ones(len(weight) // form.num_centers) if total else None
     logits, whole, rival, *of_sets = Gram.apply(
-        x, weight, bias, scale, length, offset, targets, weights, form, reduce, norms, chunk, keep
+        x, weight, bias, scale, length, offset, targets, weights, form, reduce, norms, chunk, keep, absent
     )
     sets = 0 if targets is None else targets.shape[1]
     others, of_targets = (tuple(of_sets[:sets]), of_sets[sets:]) if reduce else ((), of_sets)

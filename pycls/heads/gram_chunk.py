@@ -19,11 +19,12 @@ def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple
 
 
 class Places:
-    """Where the targets, a column [N, 1], are within the chunk [low, high) of K classes. Nothing here waits for the device."""
+    """Where the targets, a column [N, 1], are within the chunk [low, high); ``some`` may be elsewhere. Nothing here waits for
+    the device."""
 
-    def __init__(self, column: Tensor, low: int, high: int, classes: int) -> None:
+    def __init__(self, column: Tensor, low: int, high: int, some: bool) -> None:
         self.column, self.there = column, None
-        if high - low < classes:
+        if some:
             self.there = (column >= low) & (column < high)
             self.column = (column - low).clamp_(0, high - low - 1)
 

@@ -18,7 +18,7 @@ class Gram(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None,
         offset: Tensor | None, targets: Tensor | None, total: Tensor | None, form: Form, reduce: bool, norms: bool,
-        chunk: int, keep: bool,
+        chunk: int, keep: bool, absent: bool,
     ) -> tuple[Tensor | None, ...]:
         samples, classes = len(x), len(weight) // form.num_centers
         limits = chunks(classes, weight.shape[1] * form.num_centers, samples, chunk)
@@ -43,7 +43,7 @@ class Gram(torch.autograd.Function):
         for low, high in limits:
             part = Chunk(low, high, work)
             u = part.measures(_view(z, buffer, low, high), first=True)
-            places = [Places(column, low, high, classes) for column in columns]
+            places = [Places(column, low, high, absent or len(limits) > 1) for column in columns]
             measure = [place.read(u, found) for place, found in zip(places, measure, strict=True)]
             logits = part.logits(u)
             if whole is not None and total is not None:
@@ -71,6 +71,7 @@ class Gram(torch.autograd.Function):
         # one chunk and one label set: the softmax is small enough to keep, and saves the backward pass its own
         share = share if len(limits) == 1 and len(columns) == 1 else None
         ctx.set_materialize_grads(False)
+        ctx.absent = absent
         ctx.form, ctx.limits, ctx.sets, ctx.length = form, limits, len(columns), length if isinstance(length, float) else None
         ctx.save_for_backward(
             x, weight, bias, scale, length if isinstance(length, Tensor) else None, factor, row, offset, targets, total, z,
@@ -86,7 +87,7 @@ class Gram(torch.autograd.Function):
         (x, weight, bias, scale, length, factor, row, offset, targets, total, z, inverse, picks, share,
          *of_sums) = ctx.saved_tensors  # fmt: skip
         form: Form = ctx.form
-        classes, sets = len(weight) // form.num_centers, ctx.sets
+        sets = ctx.sets
         others, log_sums = of_sums[:sets], of_sums[sets:]
         grad_others, grad_measure, grad_norms = _by_set(by_sets, sets, bool(others))
         need_x, need_weight, need_bias, need_scale, need_length = ctx.needs_input_grad[:5]
@@ -104,7 +105,7 @@ class Gram(torch.autograd.Function):
                 logits = _view(z, buffer, low, high)
                 if z is None:
                     logits = part.logits(part.measures(logits, first=False))
-                places = [Places(column, low, high, classes) for column in columns]
+                places = [Places(column, low, high, ctx.absent or len(ctx.limits) > 1) for column in columns]
                 grad = None if grad_z is None else grad_z[:, low:high].clone()
                 if grad_others:
                     if share is not None:
@@ -130,7 +131,7 @@ class Gram(torch.autograd.Function):
                 part.pull(grad, logits, grad_x, grad_weight, along_x)
             if grad_weight is not None:
                 for column, by_square in zip(columns, grad_norms, strict=False):
-                    grad_weight.index_add_(0, column[:, 0], _rows(weight, column).mul_(2 * by_square))
+                    grad_weight.index_add_(0, column[:, 0].clamp(min=0), _rows(weight, column).mul_(2 * by_square))
         if grad_scale is not None:
             grad_scale /= scale
         grad_length = None
@@ -143,7 +144,7 @@ class Gram(torch.autograd.Function):
                 grad_x = grad_x.mul_(factor).addcmul_(x, along_x.mul_(factor).mul_(-1 / size**2))
         elif along_x is not None and grad_x is not None:
             grad_x.addcmul_(x, along_x, value=-2 * form.rate)
-        return grad_x, grad_weight, grad_bias, grad_scale, grad_length, *(None,) * 8
+        return grad_x, grad_weight, grad_bias, grad_scale, grad_length, *(None,) * 9
 
 
 def _by_set(by_sets: Sequence[Tensor | None], sets: int, reduced: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -174,8 +175,8 @@ def _columns(values: Tensor | None) -> list[Tensor]:
 
 
 def _rows(weight: Tensor, column: Tensor) -> Tensor:
-    """The prototypes [N, D] of a column of targets; a copy."""
-    return weight.index_select(0, column[:, 0])
+    """The prototypes [N, D] of a column of targets, any one for -1; a copy."""
+    return weight.index_select(0, column[:, 0].clamp(min=0))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pycls.heads.form import float_products
-from pycls.heads.gram import Scores
+from pycls.heads.gram import Ranking, Scores
 from pycls.heads.parts import (
     Auxiliary,
     Criterion,
@@ -32,12 +32,14 @@ class HeadOutput:
         loss: scalar, None without labels.
         terms: the parts of the loss by name, detached scalars that add up to it.
         first: bool [N], whether the label's logit (of a mixture the first label's) is the largest; where ``logits`` is None.
+        ranking: in evaluation, where ``logits`` is None because the classes are shared out among processes.
     """
 
     logits: Tensor | None
     loss: Tensor | None = None
     terms: dict[str, Tensor] = field(default_factory=dict)
     first: Tensor | None = None
+    ranking: Ranking | None = None
 
 
 class Head(nn.Module):
@@ -131,6 +133,8 @@ class Head(nn.Module):
         criterion, offset = self.criterion, self._offset(x.dtype)
         clamped = targets if shares is None else targets.clamp(min=0)
         weights = criterion.class_weights()
+        if self.similarity.shard is not None:
+            self.similarity.shard.step = self.steps
         if isinstance(criterion, SoftmaxCriterion):
             total: bool | Tensor = criterion.uses_total
             if total and weights is not None:
@@ -157,14 +161,18 @@ class Head(nn.Module):
         if scores.logits is None:
             assert scores.rival is not None
             first = self.similarity.link(scores.measure[0].detach()) > scores.rival
-        return HeadOutput(self._shown(scores.logits), total_loss, sums, first)
+        return HeadOutput(self._shown(scores.logits), total_loss, sums, first, scores.ranking)
 
     def _target_logits(self, scores: Scores, queries: Queries, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The target's logits [N] without and with margin, of label set k; the same tensor where there is none."""
         plain = self.similarity.link(scores.measure[k])
         if not self.training or self.margin is None:
             return plain, plain
-        target = Target(labels, queries.norm, scores.squared_norm[k] if scores.squared_norm else None)
+        target = Target(
+            queries.norm,
+            scores.squared_norm[k] if scores.squared_norm else None,
+            scores.log_determinant[k] if scores.log_determinant else None,
+        )
         value = self.similarity.to_margin_domain(scores.measure[k], target)
         harder = self.margin(value, labels)
         if self.margin_warmup > 0:

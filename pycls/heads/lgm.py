@@ -83,14 +83,15 @@ class Gaussian(Similarity):
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """2 d = -2 u - log|Lambda_y|."""
-        return -2 * u - self._log_determinant(target.labels)
+        return -2 * u if target.log_determinant is None else -2 * u - target.log_determinant
 
     def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
         """-d - log|Lambda_y| / 2."""
-        return -0.5 * (value + self._log_determinant(target.labels))
+        return -0.5 * (value if target.log_determinant is None else value + target.log_determinant)
 
-    def _log_determinant(self, labels: Tensor) -> Tensor | float:
-        return self.log_variance.sum(dim=1)[labels] if self.diagonal else 0.0
+    def log_determinant(self, labels: Tensor) -> Tensor | None:
+        """log|Lambda_y| of a diagonal covariance; the identity's is 0."""
+        return self.log_variance.index_select(0, labels).sum(dim=1) if self.diagonal else None
 
     def extra_repr(self) -> str:
         """covariance."""

@@ -6,13 +6,16 @@ together.
 """
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pycls.heads.form import TINY, Form
 from pycls.heads.gram import Scores, gram_scores
+
+if TYPE_CHECKING:
+    from pycls.heads.parallel import ClassShard
 
 Domain = Literal["cosine", "distance"]
 
@@ -42,6 +45,7 @@ class Similarity(nn.Module):
         needs_norms: whether the target's measure needs the norm of its prototype.
         log_likelihood: whether the logits are log-likelihoods of the features (up to a constant).
         chunk: classes worked on at a time; 0 chooses.
+        shard: which of the classes this process has; None for all. Its own parameters (not its modules') are then theirs.
     """
 
     domain: ClassVar[Domain | None] = None
@@ -51,6 +55,7 @@ class Similarity(nn.Module):
     bias: nn.Parameter | None
     form: Form
     chunk: int = 0
+    shard: "ClassShard | None" = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +64,7 @@ class Similarity(nn.Module):
     @property
     def num_classes(self) -> int:
         """K."""
-        return len(self.weight) // self.form.num_centers
+        return self.shard.classes if self.shard is not None else len(self.weight) // self.form.num_centers
 
     @abstractmethod
     def queries(self, features: Tensor) -> Queries:
@@ -85,6 +90,10 @@ class Similarity(nn.Module):
         """Logit of measure u [N], differentiable."""
         return u
 
+    def log_determinant(self, labels: Tensor) -> Tensor | None:
+        """[N], of the covariance of each label's class (int64 [N], of the prototypes that are here); None without one."""
+        return None
+
     def scores(
         self,
         queries: Queries,
@@ -95,26 +104,30 @@ class Similarity(nn.Module):
         offset: Tensor | None = None,
     ) -> Scores:
         """One pass over the prototypes; see :func:`pycls.heads.gram.gram_scores`."""
+        if self.shard is not None:
+            return self.shard.scores(self, queries, targets, total=total, offset=offset)
         weight, bias = self.prototypes()
-        return gram_scores(
+        scores = gram_scores(
             queries.x, weight, self.form, length=queries.length, bias=bias, scale=self.link_scale(), offset=offset,
             targets=targets, reduce=reduce, total=total, norms=self.needs_norms and targets is not None,
             chunk=self.chunk,
         )
+        found = () if targets is None else (self.log_determinant(labels) for labels in targets.unbind(dim=1))
+        return scores._replace(log_determinant=tuple(value for value in found if value is not None))
 
 
 class Target(NamedTuple):
     """A sample's target class, as far as its measure may depend on it.
 
     Attributes:
-        labels: int64 [N], clamped to 0 where there is none.
         feature_norm: [N], |x|, or None.
         squared_norm: [N], |w_y|^2, if the similarity ``needs_norms``.
+        log_determinant: [N], of the class's covariance, if it has one.
     """
 
-    labels: Tensor
     feature_norm: Tensor | None
     squared_norm: Tensor | None
+    log_determinant: Tensor | None
 
 
 class Margin(nn.Module):

@@ -10,7 +10,8 @@ from pycls.registry import AUXILIARIES, HEADS, MARGINS, SIMILARITIES
 
 Write = Callable[..., str]
 REST = "MODEL: {TYPE: fakenet}\nTRAIN: {DATASET: fakeset}\n"
-CORE = {"LR_MULT": 1.0, "WEIGHT_DECAY": -1.0, "MARGIN_WARMUP": 0, "CHUNK": 0, "AUXILIARIES": []}
+CORE = {"LR_MULT": 1.0, "WEIGHT_DECAY": -1.0, "MARGIN_WARMUP": 0, "CHUNK": 0, "PARALLEL": "none", "SAMPLE_RATE": 1.0,
+        "AUXILIARIES": []}  # fmt: skip
 
 
 def test_a_named_head_with_a_scalar_margin(write: Write) -> None:

@@ -1,0 +1,119 @@
+"""Models of which each process has a part: whole states for one file, from any number of processes for any other.
+
+A part is of one of two kinds: a ``DTensor`` of FSDP2 (any parameter), or the rows of a process's classes, in a module that
+has a ``shard`` which can cut them out of the whole and join them again (``HEAD.PARALLEL class``).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pycls.runtime.distributed import agree, all_reduce_sum, gather_objects
+
+
+def class_shards(model: nn.Module) -> dict[str, Any]:
+    """What cuts and joins, by the names of the parameters that are cut by class."""
+    return {
+        f"{prefix}.{name}" if prefix else name: module.shard
+        for prefix, module in model.named_modules()
+        if getattr(module, "shard", None) is not None
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim
+    }
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process has a part only: then all must make each forward pass together."""
+    return bool(class_shards(model)) or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def joiner(model: nn.Module) -> Callable[[str, Tensor], Tensor]:
+    """(name of a parameter or buffer, its value or a state of the optimiser for it) -> the whole.
+
+    Of a part it is in the host's memory. All processes call it for the same names in the same order.
+    """
+    shards = class_shards(model)
+
+    def join(name: str, value: Tensor) -> Tensor:
+        if isinstance(value, DTensor):
+            return value.full_tensor().cpu()
+        return shards[name].whole(value.detach().cpu()) if name in shards else value
+
+    return join
+
+
+def cutter(model: nn.Module) -> Callable[[str, Tensor], Tensor]:
+    """Undoes :func:`joiner`: (name, whole) -> this process's part."""
+    shards, parameters = class_shards(model), dict(model.named_parameters())
+
+    def cut(name: str, value: Tensor) -> Tensor:
+        like = parameters.get(name)
+        if isinstance(like, DTensor) and value.shape == like.shape:
+            return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+        return shards[name].part(value) if name in shards else value
+
+    return cut
+
+
+def share_parameters(model: nn.Module, ignored: set[nn.Parameter]) -> None:
+    """FSDP2: shares the parameters out among all processes, which gather them for the forward and backward passes of one
+    unit at a time: the backbone's children, its rest, and the head. ``ignored`` stay as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last order
+    for unit in (*model.backbone.children(), model.backbone, model.head, model):  # type: ignore[operator,union-attr]
+        fully_shard(unit, ignored_params=ignored)
+
+
+@contextlib.contextmanager
+def without_reduction(network: nn.Module, wanted: bool) -> Iterator[None]:
+    """Gradients of a backward pass inside stay on their process, to be added to (DDP's ``no_sync``), if that is wanted."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(not wanted)
+        yield
+        return
+    quiet = wanted and isinstance(network, nn.parallel.DistributedDataParallel)
+    with network.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
+        yield
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, most: float) -> None:
+    """Scales the gradients so that their norm, over the whole model, is ``most`` at the most."""
+    if not is_sharded(model):
+        nn.utils.clip_grad_norm_(model.parameters(), most)
+        return
+    shards = class_shards(model)
+    parts: list[Tensor] = []
+    wholes: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter.grad, DTensor):
+            parts.append(parameter.grad.to_local())
+        elif parameter.grad is not None:
+            (parts if name in shards else wholes).append(parameter.grad)
+    of_parts, of_wholes = nn.utils.get_total_norm(parts), nn.utils.get_total_norm(wholes)
+    total = (all_reduce_sum(of_parts.square()) + of_wholes.square()).sqrt()
+    torch._foreach_mul_([*parts, *wholes], (most / (total + 1e-6)).clamp(max=1))
+
+
+def first_of_all(found: str | None) -> str | None:
+    """What the first process that found something found; the same in all of them."""
+    return next((one for one in gather_objects(found) if one is not None), None)
+
+
+def in_step(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any, int]]:
+    """(images, labels, how many of them count) until every process is through: a process that has no more repeats its
+    last images, or sees black ones, which do not count."""
+    rest = iter(batches)
+    batch = next(rest, None)
+    shape = next((one for one in gather_objects(None if batch is None else tuple(batch[0].shape[1:])) if one), ())
+    images, labels = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    while agree(batch is not None):
+        if batch is not None:
+            images, labels = batch[0], batch[1]
+        yield images, labels, 0 if batch is None else len(labels)
+        batch = next(rest, None)

@@ -1,0 +1,80 @@
+"""Runs whose classes or parameters are shared out among processes: the same run, from any number of processes to any other."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from running import DIGITS, call, finish, newest, result, start  # type: ignore[import-not-found]
+
+from pycls.engine.state_file import load_weights
+
+COUNTS = ("samples", "top1_errors", "topk_errors", "class_samples", "class_errors", "confusion")
+WORDS = [*DIGITS, "OPTIM.MAX_EPOCH", 2, "TRAIN.BATCH_SIZE", 66, "TRAIN.CHECKPOINT_PERIOD", 1, "OPTIM.CLIP_NORM", 1.0,
+         "TENSORBOARD", False]  # fmt: skip
+KINDS = {
+    "class": ["HEAD.PARALLEL", "class"],
+    "fsdp": ["PARALLEL.MODE", "fsdp"],
+    "both": ["HEAD.PARALLEL", "class", "PARALLEL.MODE", "fsdp"],
+}
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with all of it."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    ended = call(*WORDS, "OUT_DIR", folder)
+    assert ended.code == 0, ended.err
+    return folder
+
+
+def assert_same_numbers(ours: Path, theirs: Path) -> None:
+    """Loss curves, weights and the optimiser's state but for rounding; counts to the integer."""
+    for a, b in zip(result(ours)["history"], result(theirs)["history"], strict=True):
+        assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-5)
+        assert a["train"]["top1_err"] == b["train"]["top1_err"]
+    for key in COUNTS:
+        assert result(ours)["test"][key] == result(theirs)["test"][key], key
+    (a, _), (b, _) = (load_weights(folder / "model.safetensors") for folder in (ours, theirs))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(newest(ours)["optimizer"], newest(theirs)["optimizer"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["class", "fsdp", pytest.param("both", marks=pytest.mark.slow)])
+def test_two_processes_share_it_and_one_goes_on(kind: str, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    ended = finish(start(*WORDS, "NUM_PROCS", 2, "OUT_DIR", folder, *KINDS[kind]))
+    assert ended.code == 0 and ended.err == "", ended
+    assert_same_numbers(folder, whole)
+    after_one = tmp_path / "after_one"
+    shutil.copytree(folder, after_one)
+    (after_one / "result.json").unlink()
+    for last in [max((after_one / "checkpoints").glob("step_*")), *(after_one / "checkpoints").glob("best*")]:
+        last.unlink()
+    assert call(*WORDS, "OUT_DIR", after_one).code == 0
+    assert_same_numbers(after_one, whole)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["HEAD.SAMPLE_RATE", 0.5], "needs HEAD.PARALLEL class"),
+    (["HEAD.PARALLEL", "class", "HEAD.NAME", "smooth_topk"], "smooth_topk needs every logit"),
+    (["HEAD.PARALLEL", "class", "TRAIN.MIXED_PRECISION", "fp16"], "take TRAIN.MIXED_PRECISION bf16"),
+    (["PARALLEL.MODE", "fsdp", "OPTIM.EMA_UPDATE_PERIOD", 1], "no moving average"),
+    (["HEAD.PARALLEL", "class", "TEST.OPEN_SET", "digits"], "for a whole model"),
+    (["BN.SYNC", True], "works on GPUs"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_refused(words: list[object], message: str, tmp_path: Path) -> None:
+    ended = call(*WORDS, "OUT_DIR", tmp_path / "run", *words)
+    assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1, ended
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_sample_of_the_classes_trains(tmp_path: Path) -> None:
+    """Also in one process, which draws the same at each step when it does the run again."""
+    words = [*WORDS, "HEAD.NAME", "arcface", "HEAD.SCALE", 16.0, "HEAD.PARALLEL", "class", "HEAD.SAMPLE_RATE", 0.5]
+    for name in ("a", "b"):
+        assert call(*words, "OUT_DIR", tmp_path / name).code == 0
+    assert result(tmp_path / "a") == result(tmp_path / "b")
+    losses = [row["train"]["loss"] for row in result(tmp_path / "a")["history"]]
+    assert losses[1] < losses[0]
