@@ -52,7 +52,7 @@ def first_bad_step(losses: list[float], ids: list[Tensor], parts: int) -> BadSte
 def bad_weights(model: nn.Module) -> str | None:
     """The name of a parameter that holds an infinity or NaN in this process's part, if there is one."""
     named = list(model.named_parameters())
-    parts = [p.detach().to_local() if isinstance(p, DTensor) else p.detach() for _, p in named]
+    parts = [(p.to_local() if isinstance(p, DTensor) else p).detach() for _, p in named]
     if bool(torch.stack([part.sum() for part in parts]).isfinite().all()):
         return None  # a sum is far quicker than a look at each, and not finite if one of them is not
     finite = torch.stack([part.isfinite().all() for part in parts])
