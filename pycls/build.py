@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from pycls import config
-from pycls.data import rng
+from pycls.data import augment_names, rng
+from pycls.data.augment import Augmentation
 from pycls.data.dataset import (
     ArrayDataset,
     FileDataset,
@@ -132,9 +133,18 @@ def build_model(
         backbone = MODELS.get(cfg.MODEL.TYPE)(
             **config.model_arguments(cfg, in_channels=in_channels, image_size=image_size)
         )
+    _check_other_sizes(cfg, backbone)
     with user_errors("HEAD"):
         head = build_head(cfg, backbone.feature_dim, classes, counts)
     return Classifier(backbone, head)
+
+
+def _check_other_sizes(cfg: CfgNode, backbone: Any) -> None:
+    """A net that was built for one size of images has an attribute ``image_size``."""
+    own = getattr(backbone, "image_size", None)
+    for key, sides in (("TEST.CROP_SIZE", [cfg.TEST.CROP_SIZE]), ("TRAIN.IM_SIZES", [side for _, side in cfg.TRAIN.IM_SIZES])):
+        if own is not None and set(sides) - {0, own}:
+            raise InputError(f"{key}: {cfg.MODEL.TYPE} takes images of one size, TRAIN.IM_SIZE, which is {own}")
 
 
 def build_head(cfg: CfgNode, in_features: int, classes: int, counts: Tensor) -> nn.Module:
@@ -228,9 +238,18 @@ def build_train_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ran
             dataset, cfg.TRAIN.BATCH_SIZE, sampler=sampler, seed=cfg.RNG_SEED, rank=ranks.rank, world_size=ranks.world_size,
             device=device, channels_last=cfg.MODEL.CHANNELS_LAST, crop_padding=cfg.TRAIN.CROP_PADDING,
             hflip={"auto": None, "on": True, "off": False}[cfg.TRAIN.HFLIP], im_size=cfg.TRAIN.IM_SIZE,
+            im_sizes=cfg.TRAIN.IM_SIZES, augmentation=build_augmentation(cfg, dataset), repeats=cfg.TRAIN.REPEATS,
             num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
             native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, cfg.TRAIN.SPLIT),
         )  # fmt: skip
+
+
+def build_augmentation(cfg: CfgNode, dataset: Dataset) -> Augmentation:
+    """What is done to training images beside cutting and flipping; lighting to photographs only, as in pycls."""
+    with user_errors("TRAIN.AUGMENT"):
+        policy = augment_names.parse(cfg.TRAIN.AUGMENT)
+    pca_std = cfg.TRAIN.PCA_STD if isinstance(dataset, FileDataset) else 0.0
+    return Augmentation(policy, cfg.TRAIN.COLOR_JITTER, pca_std, cfg.TRAIN.ERASE_PROB)
 
 
 def _account(cfg: CfgNode, split: str) -> Unreadable:
@@ -252,7 +271,7 @@ def build_eval_loader(cfg: CfgNode, dataset: Dataset, split: str, device: torch.
     with user_errors("TEST"):
         return EvalLoader(
             dataset, cfg.TEST.BATCH_SIZE, rank=ranks.rank, world_size=ranks.world_size, device=device,
-            channels_last=cfg.MODEL.CHANNELS_LAST, im_size=cfg.TRAIN.IM_SIZE, resize=cfg.TEST.IM_SIZE,
+            channels_last=cfg.MODEL.CHANNELS_LAST, im_size=cfg.TEST.CROP_SIZE or cfg.TRAIN.IM_SIZE, resize=cfg.TEST.IM_SIZE,
             num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
             native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, split),
         )  # fmt: skip

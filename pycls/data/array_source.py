@@ -10,6 +10,7 @@ from pycls.data import rng
 from pycls.data.batch import Batch, Settings
 from pycls.data.dataset import ArrayDataset
 from pycls.data.pixels import Normalise, centre, resize
+from pycls.data.policies import Samples
 
 
 class ArraySource:
@@ -40,14 +41,13 @@ class ArraySource:
         self._pixels = images.contiguous().to(home)
         self._labels = dataset.labels.to(settings.device)
         self._side, self._channels = dataset.image_size, dataset.channels
-        self._normalise = Normalise(
-            dataset.mean, dataset.std, settings.channels_last, dataset.image_size, settings.device
-        )
+        self._std = dataset.std
+        self._normalise = Normalise(dataset.mean, dataset.std, settings.channels_last, settings.device)
 
     def batches(self, plan: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         """The batches of these draws, int64 ``[n]`` each, on the CPU; augmented as of ``epoch`` in training."""
         if not self._settings.train:
-            yield from (self._finish(self._pixels[self._place(ids)], ids) for ids in plan)
+            yield from (self._finish(self._pixels[self._place(ids)], ids, None) for ids in plan)
         elif plan:
             yield from self._augmented(plan, epoch)
 
@@ -68,12 +68,13 @@ class ArraySource:
         flipped, counts = self._flip_places(draws, epoch, sizes)
         flips = flipped.to(home, non_blocking=True).split(counts)
         row, windows = self._row_windows()
-        for part, start, flip in zip(ids.split(sizes), starts, flips, strict=True):
+        batches = zip(draws.split(sizes), ids.split(sizes), starts, flips, strict=True)
+        for own, part, start, flip in batches:
             pixels = windows.index_select(0, (start[:, None] + row).view(-1)).view(-1, *self._crop_shape())
             if len(flip):
                 columns = 2 if self._settings.channels_last else 3
                 pixels.index_copy_(0, flip, pixels.index_select(0, flip).flip(columns))
-            yield self._finish(pixels, part)
+            yield self._finish(pixels, part, Samples(self._settings.seed, epoch, own))
 
     def _crop_shape(self) -> tuple[int, ...]:
         side, channels = self._side, self._channels
@@ -106,10 +107,19 @@ class ArraySource:
             row, length = (planes[:, None] + torch.arange(side) * width).view(-1), side
         return row.to(self._pixels.device), self._pixels.view(-1).unfold(0, length, 1)
 
-    def _finish(self, pixels: Tensor, ids: Tensor) -> Batch:
+    def _finish(self, pixels: Tensor, ids: Tensor, samples: Samples | None) -> Batch:
+        """Bytes to the batch; ``samples`` in training."""
         settings = self._settings
-        images = self._normalise(pixels.to(settings.device, non_blocking=True))
-        if settings.resize:
+        pixels = pixels.to(settings.device, non_blocking=True)
+        if samples is not None and settings.augmentation.of_bytes:
+            upright = pixels.permute(0, 3, 1, 2) if settings.channels_last else pixels
+            made = settings.augmentation.on_bytes(upright, samples)
+            pixels = (made.permute(0, 2, 3, 1) if settings.channels_last else made).contiguous()
+        images = self._normalise(pixels)
+        if samples is not None:
+            images = resize(images, settings.size_at(samples.epoch))
+            images = settings.augmentation.on_floats(images, samples, self._std)
+        elif settings.resize:
             images = centre(resize(images, settings.resize), settings.im_size)
         else:
             images = resize(images, settings.im_size)

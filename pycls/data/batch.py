@@ -1,11 +1,13 @@
 """What a loader yields, and the settings that its sources of pixels share."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pycls.data.augment import Augmentation
 from pycls.data.unreadable import Unreadable
 
 
@@ -33,9 +35,11 @@ class Settings:
         device: where batches go.
         channels_last: memory order of the images.
         im_size: side S of an image in a batch, in pixels.
+        im_sizes: in training, ``(epoch, side)`` pairs, ascending: from that epoch on another side.
         resize: in evaluation, the (short) side that an image is resized to before its centre is cut out; 0 for none.
         crop_padding: in training, pixels of zeros around an image in memory before the random crop; 0 for no crop.
         hflip: in training, whether half of the images are flipped left to right.
+        augmentation: in training, what else is done.
         seed: of the augmentation.
         num_workers: loading processes for images in files; 0 to load in this one.
         pin_memory: page-locked memory for the copy to a GPU.
@@ -50,8 +54,14 @@ class Settings:
     resize: int = 0
     crop_padding: int = 0
     hflip: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    im_sizes: Sequence[Sequence[int]] = ()
     seed: int = 0
     num_workers: int = 0
     pin_memory: bool = False
     native: bool = True
     unreadable: Unreadable | None = None
+
+    def size_at(self, epoch: int) -> int:
+        """Side of the images of an epoch."""
+        return next((side for first, side in reversed(self.im_sizes) if first <= epoch), self.im_size)

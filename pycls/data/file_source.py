@@ -19,6 +19,7 @@ from pycls.data.dataset import EncodedDataset, FileDataset
 from pycls.data.decoding import decode_cut
 from pycls.data.native import jpeg_cutter
 from pycls.data.pixels import Normalise
+from pycls.data.policies import Samples
 from pycls.errors import RunError
 
 Request = tuple[int, int]  # (epoch, draw): all that a sample is a function of, besides the seed
@@ -50,8 +51,8 @@ class _Loading(TorchDataset[_Loaded]):
 
     def __init__(self, dataset: FileDataset, settings: Settings) -> None:
         self._dataset = dataset
-        self._train, self._seed, self._hflip = settings.train, settings.seed, settings.hflip
-        self._size, self._native = settings.im_size, settings.native
+        self._settings = settings
+        self._train, self._seed = settings.train, settings.seed
         self._resize = settings.resize or round(settings.im_size * EVAL_RATIO)
         self._forgiving = settings.unreadable is not None
 
@@ -59,14 +60,15 @@ class _Loading(TorchDataset[_Loaded]):
         raise NotImplementedError("batches are fetched whole")
 
     def __getitems__(self, requests: list[Request]) -> _Loaded | RunError:
-        pixels = np.empty((len(requests), self._size, self._size, self._dataset.channels), np.uint8)
+        size = self._settings.size_at(requests[0][0])
+        pixels = np.empty((len(requests), size, size, self._dataset.channels), np.uint8)
         ids: list[int] = []
         unreadable: list[tuple[str, str]] = []
         name = reason = ""
         for epoch, draw in requests:
             for index in self._candidates(epoch, draw):
                 try:
-                    pixels[len(ids)] = self._pixels(index, epoch, draw)
+                    pixels[len(ids)] = self._pixels(index, epoch, draw, size)
                     ids.append(index)
                     break
                 except Exception as error:  # decoders raise nearly anything for a damaged file
@@ -77,7 +79,10 @@ class _Loading(TorchDataset[_Loaded]):
             else:
                 if self._train:
                     return RunError(f"{len(unreadable)} images in a row cannot be read; the last is {name}: {reason}")
-        return _Loaded(torch.from_numpy(pixels[: len(ids)]), ids, unreadable)
+        made = torch.from_numpy(pixels[: len(ids)])
+        if self._train and _in_loading_process(self._settings):
+            made = _augmented(made, self._settings, requests[0][0], torch.tensor([draw for _, draw in requests]))
+        return _Loaded(made, ids, unreadable)
 
     def _candidates(self, epoch: int, draw: int) -> Iterator[int]:
         """The image itself and, in training, those that take its place if it is unreadable: of its class, then of any."""
@@ -94,17 +99,28 @@ class _Loading(TorchDataset[_Loaded]):
         for number in range(OF_ANY):
             yield rng.hash_word(self._seed, epoch, draw, _SUBSTITUTE_STREAMS + 1 + number) % n
 
-    def _pixels(self, index: int, epoch: int, draw: int) -> np.ndarray:
+    def _pixels(self, index: int, epoch: int, draw: int, size: int) -> np.ndarray:
         def place(height: int, width: int) -> Cut:
             if self._train:
-                return train_cut(height, width, self._seed, epoch, draw, self._hflip)
-            return eval_cut(height, width, self._size, self._resize)
+                return train_cut(height, width, self._seed, epoch, draw, self._settings.hflip)
+            return eval_cut(height, width, size, self._resize)
 
         if isinstance(self._dataset, EncodedDataset):
-            cutter = jpeg_cutter() if self._native else None
-            return decode_cut(self._dataset.read(index), place, self._size, cutter)
+            cutter = jpeg_cutter() if self._settings.native else None
+            return decode_cut(self._dataset.read(index), place, size, cutter)
         image = self._dataset.load(index)
-        return cut_array(image, place(*image.shape[:2]), self._size)
+        return cut_array(image, place(*image.shape[:2]), size)
+
+
+def _in_loading_process(settings: Settings) -> bool:
+    """A CPU that trains has nothing to spare; any other device makes a batch in far less time than a loading process."""
+    return settings.augmentation.of_bytes and settings.device.type == "cpu"
+
+
+def _augmented(pixels: Tensor, settings: Settings, epoch: int, draws: Tensor) -> Tensor:
+    """Bytes to bytes, ``[n, S, S, C]``."""
+    made = settings.augmentation.on_bytes(pixels.permute(0, 3, 1, 2), Samples(settings.seed, epoch, draws))
+    return made.permute(0, 2, 3, 1).contiguous()
 
 
 def _reason(error: Exception) -> str:
@@ -150,9 +166,8 @@ class FileSource:
     def __init__(self, dataset: FileDataset, settings: Settings) -> None:
         self._settings = settings
         self._labels = dataset.labels
-        self._normalise = Normalise(
-            dataset.mean, dataset.std, settings.channels_last, settings.im_size, settings.device
-        )
+        self._std = dataset.std
+        self._normalise = Normalise(dataset.mean, dataset.std, settings.channels_last, settings.device)
         self._requests = _Requests()
         self.left_out = 0
         if settings.native and isinstance(dataset, EncodedDataset):
@@ -192,11 +207,16 @@ class FileSource:
                 self._settings.unreadable.add(name, reason)
             self.left_out += len(draws) - len(batch.ids)
             if batch.ids:
-                yield self._finish(batch.pixels, torch.tensor(batch.ids))
+                yield self._finish(batch.pixels, torch.tensor(batch.ids), draws, epoch)
 
-    def _finish(self, pixels: Tensor, ids: Tensor) -> Batch:
-        device = self._settings.device
+    def _finish(self, pixels: Tensor, ids: Tensor, draws: Tensor, epoch: int) -> Batch:
+        settings, device = self._settings, self._settings.device
         pixels = pixels.to(device, non_blocking=True)
-        if not self._settings.channels_last:
+        if settings.train and settings.augmentation.of_bytes and not _in_loading_process(settings):
+            pixels = _augmented(pixels, settings, epoch, draws)
+        if not settings.channels_last:
             pixels = pixels.permute(0, 3, 1, 2).contiguous()
-        return Batch(self._normalise(pixels), self._labels[ids].to(device, non_blocking=True), ids)
+        images = self._normalise(pixels)
+        if settings.train:
+            images = settings.augmentation.on_floats(images, Samples(settings.seed, epoch, draws), self._std)
+        return Batch(images, self._labels[ids].to(device, non_blocking=True), ids)

@@ -5,16 +5,18 @@ the r-th of R equal slices. The samples of a global batch are the same for any n
 costs nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pycls.data.array_source import ArraySource
+from pycls.data.augment import Augmentation
 from pycls.data.batch import Batch, Settings
 from pycls.data.dataset import ArrayDataset, FileDataset
 from pycls.data.file_source import FileSource
-from pycls.data.sampler import InstanceSampler, Sampler
+from pycls.data.sampler import InstanceSampler, RepeatedSampler, Sampler
 from pycls.data.unreadable import Unreadable
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader"]
@@ -29,6 +31,13 @@ def _check_shares(batch_size: int, rank: int, world_size: int) -> None:
         raise ValueError(f"the batch size must be 1 or more, not {batch_size}")
     if not 0 <= rank < world_size:
         raise ValueError(f"the rank must be in 0..{world_size - 1}, not {rank}")
+
+
+def _check_sizes(im_sizes: Sequence[Sequence[int]]) -> None:
+    if any(len(pair) != 2 for pair in im_sizes):
+        raise ValueError(f"IM_SIZES is a list of [epoch, side], not {list(im_sizes)}")
+    if any(side < 1 for _, side in im_sizes) or any(b[0] <= a[0] for a, b in pairwise([(-1, 1), *im_sizes])):
+        raise ValueError(f"IM_SIZES: epochs from 0 on that increase, and sides from 1 on, not {list(im_sizes)}")
 
 
 class TrainLoader:
@@ -47,6 +56,9 @@ class TrainLoader:
             Images in files have their random resized crop instead.
         hflip: flip half of the images left to right; None for the data set's own.
         im_size: side of an image in a batch; 0 for the data set's own. Images in memory are resized to it.
+        im_sizes: ``(epoch, side)`` pairs, ascending: another side from that epoch (0-based) on.
+        augmentation: what is done beside cutting and flipping; None for nothing.
+        repeats: showings of a sample in a row, each augmented in its own way, of as many fewer samples.
         num_workers: loading processes for images in files.
         pin_memory: page-locked memory for images in files on their way to a GPU.
         native: whether the compiled JPEG cutter may be used, where there is one.
@@ -67,6 +79,9 @@ class TrainLoader:
         crop_padding: int = -1,
         hflip: bool | None = None,
         im_size: int = 0,
+        im_sizes: Sequence[Sequence[int]] = (),
+        augmentation: Augmentation | None = None,
+        repeats: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
         native: bool = True,
@@ -76,6 +91,9 @@ class TrainLoader:
         if batch_size % world_size:
             raise ValueError(f"the batch size {batch_size} is not divisible by the number of processes, {world_size}")
         self._sampler = sampler or InstanceSampler(len(dataset))
+        if repeats > 1:
+            self._sampler = RepeatedSampler(self._sampler, len(dataset), repeats)
+        _check_sizes(im_sizes)
         if len(self._sampler) < batch_size:
             raise ValueError(f"{dataset.name} has {len(dataset)} training images, fewer than one batch of {batch_size}")
         self._batch_size, self._seed = batch_size, seed
@@ -88,6 +106,8 @@ class TrainLoader:
             im_size=im_size or dataset.image_size,
             crop_padding=dataset.crop_padding if crop_padding < 0 else crop_padding,
             hflip=dataset.hflip if hflip is None else hflip,
+            augmentation=augmentation or Augmentation(),
+            im_sizes=im_sizes,
             seed=seed,
             num_workers=num_workers,
             pin_memory=pin_memory,

@@ -16,27 +16,30 @@ class Normalise:
         mean: one a channel, of values in 0..1.
         std: one a channel.
         channels_last: which of the two orders.
-        width: of the images, in pixels.
         device: where the batches are.
     """
 
-    def __init__(
-        self, mean: Sequence[float], std: Sequence[float], channels_last: bool, width: int, device: torch.device
-    ) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool, device: torch.device) -> None:
         means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         scale, shift = (1 / (255 * stds)).float().to(device), (-means / stds).float().to(device)
         self._channels_last = channels_last
-        # Whole rows of W * C values at a time: broadcasting over an innermost dimension of 3 is ten times slower.
-        self._scale = scale.repeat(width) if channels_last else scale[:, None, None]
-        self._shift = shift.repeat(width) if channels_last else shift[:, None, None]
+        self._scale, self._shift = scale, shift
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}  # by width
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 pixels in the order above -> float32 ``[n, C, H, W]``, channels-last in memory if so asked."""
         images = pixels.to(torch.float32)
         if not self._channels_last:
-            return images.mul_(self._scale).add_(self._shift)
-        images.view(*images.shape[:2], -1).mul_(self._scale).add_(self._shift)
+            return images.mul_(self._scale[:, None, None]).add_(self._shift[:, None, None])
+        scale, shift = self._row(images.shape[2])
+        images.view(*images.shape[:2], -1).mul_(scale).add_(shift)
         return images.permute(0, 3, 1, 2)
+
+    def _row(self, width: int) -> tuple[Tensor, Tensor]:
+        """Whole rows of W * C values at a time: broadcasting over an innermost dimension of 3 is ten times slower."""
+        if width not in self._rows:
+            self._rows[width] = self._scale.repeat(width), self._shift.repeat(width)
+        return self._rows[width]
 
 
 def resize(images: Tensor, size: int) -> Tensor:

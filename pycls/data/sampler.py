@@ -44,6 +44,30 @@ class InstanceSampler(Sampler):
         return rng.permutation(self.n, seed, epoch)
 
 
+class RepeatedSampler(Sampler):
+    """Repeated augmentation: each draw of another sampler some times in a row (Hoffer et al., CVPR 2020; Touvron et al., 2021).
+
+    An epoch stays as long as it was, and so shows as many fewer samples.
+
+    Args:
+        sampler: the other one.
+        n: samples of the training set.
+        repeats: showings in a row, each augmented in its own way.
+    """
+
+    def __init__(self, sampler: Sampler, n: int, repeats: int) -> None:
+        self._sampler, self._n, self._repeats = sampler, n, repeats
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def draws(self, seed: int, epoch: int) -> Tensor:
+        """Those of the other sampler, repeated."""
+        first = self._sampler.draws(seed, epoch)[: -(-len(self) // self._repeats), None]
+        sample, turn = first % self._n, first // self._n
+        return (sample + self._n * (turn * self._repeats + torch.arange(self._repeats))).view(-1)[: len(self)]
+
+
 class _ByClass(Sampler):
     """What samplers by class look up. Classes without a sample do not count.
 

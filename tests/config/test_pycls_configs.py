@@ -8,20 +8,12 @@ import pytest
 
 from pycls import build, config
 from pycls.models.complexity import complexity
-from pycls.registry import DATASETS
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((Path(__file__).parent / "pycls" / "model_complexity.json").read_text())
 """pycls's dev/model_complexity.json: path -> counts for one image."""
 PATHS = sorted(PUBLISHED)
 BASELINES = [path for path in PATHS if "dds_baselines" in path]
-
-
-@pytest.fixture(autouse=True)
-def _imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in until there is the data set."""
-    if "imagenet" not in DATASETS:
-        monkeypatch.setitem(DATASETS._entries, "imagenet", DATASETS._entries["fakeset"])
 
 
 def load(path: str) -> config.CfgNode:
