@@ -35,6 +35,7 @@ from pycls.engine.evaluate import Evaluation, evaluate
 from pycls.engine.optim import Decay, Schedule, make_optimizer, parameter_groups
 from pycls.engine.sharded import class_shards, is_sharded, share_parameters
 from pycls.engine.trainer import Mix, Settings
+from pycls.engine.views import Views
 from pycls.errors import InputError
 from pycls.heads.advice import Watch, at_start
 from pycls.heads.cross_entropy import CrossEntropy
@@ -266,15 +267,32 @@ def count_unreadable(cfg: CfgNode) -> dict[str, int]:
     return {split: len(reasons) for split, reasons in read_record(unreadable_record(cfg)).items()}
 
 
-def build_eval_loader(cfg: CfgNode, dataset: Dataset, split: str, device: torch.device, ranks: Ranks) -> EvalLoader:
-    """Every sample of the split once."""
+def build_eval_loader(
+    cfg: CfgNode, dataset: Dataset, split: str, device: torch.device, ranks: Ranks, whole: bool = False
+) -> EvalLoader:
+    """Every sample of the split once; ``whole``: not cut yet where TEST.CROPS will cut several crops out of an image."""
+    size, resize = cfg.TEST.CROP_SIZE or cfg.TRAIN.IM_SIZE, cfg.TEST.IM_SIZE
+    if whole and cfg.TEST.CROPS == 10:
+        size = resize
     with user_errors("TEST"):
         return EvalLoader(
             dataset, cfg.TEST.BATCH_SIZE, rank=ranks.rank, world_size=ranks.world_size, device=device,
-            channels_last=cfg.MODEL.CHANNELS_LAST, im_size=cfg.TEST.CROP_SIZE or cfg.TRAIN.IM_SIZE, resize=cfg.TEST.IM_SIZE,
+            channels_last=cfg.MODEL.CHANNELS_LAST, im_size=size, resize=resize,
             num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
             native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, split),
         )  # fmt: skip
+
+
+def build_views(cfg: CfgNode, dataset: Dataset) -> Views:
+    """How often the model looks at a test image."""
+    size = cfg.TEST.CROP_SIZE or image_size(cfg, dataset)
+    if cfg.HEAD.PARALLEL == "class" and (cfg.TEST.CROPS > 1 or cfg.TEST.TABLES):
+        raise InputError("TEST.CROPS and TEST.TABLES need the logits of all classes on each process, which HEAD.PARALLEL class "
+                         "does without")  # fmt: skip
+    if cfg.TEST.CROPS == 10 and size >= cfg.TEST.IM_SIZE:
+        raise InputError(f"TEST.CROPS 10 needs a TEST.IM_SIZE above the crops' side, {size}, to cut them from; it is "
+                         f"{cfg.TEST.IM_SIZE}")  # fmt: skip
+    return Views(cfg.TEST.CROPS, size)
 
 
 def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
-from pycls import build, config, launching, training, zoo
-from pycls.engine import open_set, plots, reports
+from pycls import build, config, launching, testing, training, zoo
+from pycls.engine import plots, reports
 from pycls.engine.checkpoints import load_model_state, model_state
-from pycls.engine.evaluate import Evaluation, evaluate
 from pycls.engine.sharded import is_sharded
 from pycls.engine.state_file import better_weights, save_weights
 from pycls.engine.timing import time_steps
@@ -63,8 +62,9 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     test_set = build.with_classes(tested_on, dataset.class_names), test_split
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
+    build.build_views(cfg, test_set[0])  # what is wrong or missing is to be known now
     if cfg.TEST.OPEN_SET:
-        build.build_unknown_loader(cfg, test_set[0], device)  # what is missing is to be known now
+        build.build_unknown_loader(cfg, test_set[0], device)
     model = training.first_model(cfg, dataset, classes, device, ranks)
     training.check_second_stage(cfg, model, dataset, classes, ranks)
     trainer = training.make_trainer(cfg, model, dataset, classes, device, ranks, config.dump(cfg))
@@ -91,7 +91,7 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
 
 def _first_stage(cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, str]) -> dict[str, Any]:
     """What there is to tell of it; its model has the chosen weights now."""
-    result = _tested(cfg, trainer, test_set)
+    result, _ = _tested(cfg, trainer, test_set)
     logger.info("the first stage is over: %s test error %.2f %%", test_set[0].name, result["test"]["top1_err"])
     return result
 
@@ -112,15 +112,17 @@ def _second_stage(
     return trainer
 
 
-def _tested(cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, str]) -> dict[str, Any]:
+def _tested(
+    cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, str]
+) -> tuple[dict[str, Any], testing.Assessment]:
     """Tests the best weights, or the last where none could be chosen; the model has them afterwards."""
     state, chosen = training.chosen_state(trainer)
     which = better_weights(state)
     load_model_state(trainer.model, state[which], str(trainer.checkpoints.folder))
-    loader = build.build_eval_loader(cfg, *test_set, trainer.device, trainer.ranks)
-    evaluation = Evaluation(trainer.model.head.similarity.num_classes, cfg.TEST.TOP_K, trainer.device)
+    counts = trainer.extra["class_counts"]
+    found = testing.assess(cfg, trainer.model, len(counts), test_set, counts, trainer.device, trainer.ranks)
     return {"epoch": state["epoch"], "weights": which, "chosen_on": cfg.TRAIN.EVAL_SPLIT if chosen else None,
-            "history": trainer.history, "test": evaluate(trainer.model, loader, evaluation)}  # fmt: skip
+            "history": trainer.history, "test": found.numbers}, found  # fmt: skip
 
 
 def _finish(
@@ -128,16 +130,16 @@ def _finish(
     first: dict[str, Any] | None,
 ) -> None:  # fmt: skip
     """Tests the chosen weights, and writes what a person wants to see; ``first`` is the first of two stages' result."""
-    result = _tested(cfg, trainer, test_set)
+    result, found = _tested(cfg, trainer, test_set)
     weights = model_state(trainer.model)
     if not trainer.ranks.is_main:
         return
-    tested, device = result["test"], trainer.device
-    tested["open_set"] = _open_set(cfg, trainer.model, test_set, device)
-    about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "top1_err": tested["top1_err"],
-             "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
+    tested, device, counts = found.numbers, trainer.device, trainer.extra["class_counts"]
+    about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "class_counts": counts,
+             "top1_err": tested["top1_err"], "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
     save_weights(out_dir / "model.safetensors", weights, about)
     drawn = _draw(cfg, out_dir, trainer, weights, test_set, device)
+    drawn += testing.write_tables(out_dir, "result", found, test_set[0], dataset.class_names, counts)
     unreadable = build.count_unreadable(cfg)
     for part, count in unreadable.items():
         logger.warning("%d images of %s could not be read; %s names them", count, part, build.unreadable_record(cfg))
@@ -149,17 +151,6 @@ def _finish(
     reports.write(out_dir / RESULT, result)
     logger.info("\n%s\n", reports.table(result))
     logger.info("in %s: %s", out_dir, ", ".join(["model.safetensors", RESULT, *drawn]))
-
-
-def _open_set(
-    cfg: CfgNode, model: Any, known: tuple[build.Dataset, str], device: torch.device
-) -> dict[str, Any] | None:
-    """How well the known classes' test images are told from those of TEST.OPEN_SET; None if none is asked for."""
-    if not cfg.TEST.OPEN_SET:
-        return None
-    inside = open_set.score_all(model, build.build_eval_loader(cfg, *known, device, Ranks()))
-    outside = open_set.score_all(model, build.build_unknown_loader(cfg, known[0], device))
-    return {"data_set": cfg.TEST.OPEN_SET, "scores": open_set.judge(inside, outside)}
 
 
 def _draw(
@@ -199,11 +190,11 @@ def test(cfg: CfgNode) -> int:
         zoo.load_into(model, weights)
         build.share_out(cfg, model, ranks)
         model = build.place(cfg, model, device)
-        loader = build.build_eval_loader(cfg, dataset, split, device, ranks)
-        tested = evaluate(model, loader, Evaluation(classes, cfg.TEST.TOP_K, device))
+        counts = weights.about.get("class_counts")
+        found = testing.assess(cfg, model, classes, (dataset, split), counts, device, ranks)
         if ranks.is_main:
-            tested["open_set"] = _open_set(cfg, model, (dataset, split), device)
-            result = {"test": tested, "test_set": dataset.name, "test_split": split, "weights": weights.source,
+            testing.write_tables(make_out_dir(cfg.OUT_DIR), "test", found, dataset, dataset.class_names, counts)
+            result = {"test": found.numbers, "test_set": dataset.name, "test_split": split, "weights": weights.source,
                       "epoch": weights.about.get("epoch"), "class_names": list(dataset.class_names)}  # fmt: skip
             _report(cfg, "test.json", result, reports.table(result))
     return 0

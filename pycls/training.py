@@ -79,7 +79,8 @@ def make_trainer(
         reporter=Reporter(Board(out_dir / "tensorboard", cfg.TENSORBOARD and ranks.is_main), ranks.is_main,
                           cfg.OPTIM.MAX_EPOCH, len(loader), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_SPLIT),
         extra={"config": written, "versions": {"pycls": pycls.__version__, "torch": torch.__version__},
-               "class_names": list(dataset.class_names)},
+               "class_names": list(dataset.class_names),
+               "class_counts": build.class_counts(dataset.labels, classes).tolist()},
         sample_log=_sample_log(out_dir, ranks.rank) if cfg.LOG_SAMPLES else None,
         inspect=build.build_inspector(model) if ranks.is_main else None,
     )  # fmt: skip

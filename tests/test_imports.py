@@ -23,7 +23,9 @@ ROOMS = {
     "build": {"errors", "registry", "runtime", "models", "heads", "data", "engine", "config"},
     "launching": {"errors", "runtime", "engine", "config"},
     "scaling": {"runtime", "models", "config", "build"},
-    "run": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching", "scaling", "training"},
+    "run": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching", "scaling", "testing",
+            "training"},
+    "testing": {"runtime", "models", "data", "engine", "build"},
     "training": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching"},
     "submission": {"", "errors", "runtime", "config", "build", "launching", "run", "cli"},
     "cli": {"errors", "runtime", "config", "run", "launching", "submission"},
@@ -33,7 +35,7 @@ ROOMS = {
     "": {"heads", "models"},  # pycls itself: the library's few names
 }
 PAGE = ROOT / "docs" / "architecture.md"
-SEE_CONFIG = {"config", "build", "launching", "scaling", "training", "submission", "run", "export", "convert", "cli"}
+SEE_CONFIG = {"config", "build", "launching", "scaling", "testing", "training", "submission", "run", "export", "convert", "cli"}
 LIGHT = {"", "errors", "registry", "config", "cli", "tools"}
 """Rooms that must not import torch: a mistake is reported before that would cost seconds."""
 

@@ -129,6 +129,9 @@ CORE: dict[str, Option] = {
     "TEST.IM_SIZE": Option(0, "side an image is resized to before its centre is cut out; 0 for the data set's own",
                            low=0),
     "TEST.CROP_SIZE": Option(0, "side of the centre (FixRes: larger than in training); 0 for TRAIN.IM_SIZE", low=0),
+    "TEST.CROPS": Option(1, "views of each test image: 1, 2 with its mirror image, 10 crops of TEST.IM_SIZE, the corners, the "
+                         "centre and their mirror images", choices=(1, 2, 10)),
+    "TEST.TABLES": Option(False, "also write classes, confusion and predictions as CSV files"),
     "TEST.OPEN_SET": Option("", "a data set of other classes: how well its test part is told from the known classes"),
     "TEST.WEIGHTS": Option("", "weights to test: a file, a URL, or a name of the Model Zoo; empty for OUT_DIR's best"),
     "TEST.TOP_K": Option(5, "k of the top-k error (at most the number of classes)", low=1),

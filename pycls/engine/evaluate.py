@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pycls.engine.meters import ranks_of_targets
+from pycls.engine.predictions import Predictions
 from pycls.engine.sharded import in_step, is_sharded
+from pycls.engine.views import Views
 from pycls.runtime.distributed import all_reduce_sum
 
 MOST_CONFUSED = 4096
@@ -33,7 +35,7 @@ class Evaluation:
         self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # samples, top-1 errors, top-k errors
         kept = num_classes if num_classes <= MOST_CONFUSED else 0
         self.confusion = torch.zeros(kept * num_classes, dtype=torch.int64, device=device)
-        self.classes = torch.zeros(2, num_classes, dtype=torch.int64, device=device)  # samples, top-1 errors
+        self.classes = torch.zeros(3, num_classes, dtype=torch.int64, device=device)  # samples, top-1 errors, predictions
         self.bins = torch.zeros(2, ECE_BINS, dtype=torch.int64, device=device)  # samples, right ones
         real = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=real, device=device)  # loss, negative log-likelihood
@@ -55,6 +57,7 @@ class Evaluation:
             self.confusion.index_add_(0, labels * self.num_classes + predicted, ones)
         self.classes[0].index_add_(0, labels, ones)
         self.classes[1].index_add_(0, labels, (ranks > 0).long())
+        self.classes[2].index_add_(0, predicted, ones)
         place = (confidence * ECE_BINS).long().clamp_(0, ECE_BINS - 1)
         self.bins[0].index_add_(0, place, ones)
         self.bins[1].index_add_(0, place, (ranks == 0).long())
@@ -87,6 +90,7 @@ class Evaluation:
             "ece": gap.item(),
             "class_samples": self.classes[0].tolist(),
             "class_errors": self.classes[1].tolist(),
+            "class_predictions": self.classes[2].tolist(),
             "confusion": self.confusion.view(-1, self.num_classes).tolist(),
         }
 
@@ -99,17 +103,35 @@ def _ranking(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Any], evaluation: Evaluation) -> dict[str, Any]:
-    """Runs a model in evaluation mode over this process's batches (images, labels, ids); sums over processes."""
+def evaluate(
+    model: nn.Module, batches: Iterable[Any], evaluation: Evaluation, views: Views | None = None,
+    predictions: Predictions | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Runs a model in evaluation mode over this process's batches (images, labels, ids); sums over processes.
+
+    Args:
+        model: the classifier.
+        batches: what it is tested on.
+        evaluation: what adds up.
+        views: of each image; None for the image alone.
+        predictions: what keeps them, or None.
+    """
+    views = views or Views()
     model.eval()
-    device = evaluation.counts.device
-    counted_batches = in_step(batches, device) if is_sharded(model) else ((x, y, len(y)) for x, y, _ in batches)
-    for images, labels, counted in counted_batches:
-        output = model(images, labels)
-        if counted:
-            evaluation.update(output.logits, labels, output.loss, getattr(output, "ranking", None))
+    if is_sharded(model):
+        assert views.count == 1 and predictions is None, "logits of sharded classes are nowhere whole"
+        for images, labels, counted in in_step(batches, evaluation.counts.device):
+            output = model(images, labels)
+            if counted:
+                evaluation.update(output.logits, labels, output.loss, getattr(output, "ranking", None))
+    else:
+        for images, labels, ids in batches:
+            logits, loss = views.look(model, images, labels)
+            evaluation.update(logits, labels, loss)
+            if predictions is not None:
+                predictions.update(logits, labels, ids)
     evaluation.gather()
-    unreadable = torch.tensor(getattr(batches, "left_out", 0), device=device)  # a list has none
+    unreadable = torch.tensor(getattr(batches, "left_out", 0), device=evaluation.counts.device)  # a list has none
     return {**evaluation.result(), "unreadable": int(all_reduce_sum(unreadable))}
 
 

@@ -35,6 +35,10 @@ def table(result: Mapping[str, Any]) -> str:
         ("loss", f"{test['loss']:.4f}"),
         ("nll, ece", f"{test['nll']:.4f}, {test['ece']:.4f}"),
     ]
+    groups = {name: group for name, group in (test.get("groups") or {}).items() if group["classes"]}
+    if len(groups) > 1:
+        rows += [(f"{name} shots", f"{group['err']:.2f} %  (mean error of {group['classes']:,} classes)")
+                 for name, group in groups.items()]  # fmt: skip
     worst = _worst_classes(test, result["class_names"])
     if worst:
         rows.append(("hardest classes", worst))

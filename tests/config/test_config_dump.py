@@ -38,7 +38,8 @@ WORDS = [
     "true",
 ]
 SKIPPED = {"IMPORTS", "MODEL.TYPE", "MODEL.DEPTH", "TRAIN.DATASET", "TEST.DATASET", "TEST.OPEN_SET", "TRAIN.SPLIT",
-           "TRAIN.EVAL_SPLIT", "DATA.NOISE.RATE", "LAUNCH.MODE", "STAGE2.METHOD", "STAGE2.FREEZE_BN", *DEPENDENT}  # fmt: skip
+           "TRAIN.EVAL_SPLIT", "TRAIN.IM_SIZES", "DATA.NOISE.RATE", "LAUNCH.MODE", "STAGE2.METHOD", "STAGE2.FREEZE_BN",
+           *DEPENDENT}  # fmt: skip
 
 
 def random_value(rng: random.Random, option: Option) -> Any:
