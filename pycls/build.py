@@ -29,6 +29,7 @@ from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.mix import mix
 from pycls.data.protocol import Drawn, Protocol, draw
 from pycls.data.sampler import make_sampler
+from pycls.data.synthetic import synthetic
 from pycls.data.unreadable import Unreadable, read_record
 from pycls.engine.ema import Ema
 from pycls.engine.evaluate import Evaluation, evaluate
@@ -62,6 +63,8 @@ def user_errors(where: str = "") -> Iterator[None]:
 def build_dataset(cfg: CfgNode, split: str, name: str = "") -> Dataset:
     """A part of the data set ``name`` (TRAIN.DATASET if empty)."""
     name = name or cfg.TRAIN.DATASET
+    if cfg.DATA.SYNTHETIC:
+        return synthetic(name, split, cfg.MODEL.NUM_CLASSES, cfg.TRAIN.IM_SIZE)
     with user_errors(name):
         root = str(resolve_root(cfg.DATA.ROOT))
         dataset = DATASETS.get(name)(**config.dataset_arguments(cfg, name, root=root, split=split))
@@ -357,9 +360,7 @@ def build_judge(
 def build_unknown_loader(cfg: CfgNode, known: Dataset, device: torch.device) -> EvalLoader:
     """The test part of TEST.OPEN_SET, normalised and sized as the known data are, whole on this process."""
     name = cfg.TEST.OPEN_SET
-    with user_errors(name):
-        root = str(resolve_root(cfg.DATA.ROOT))
-        dataset = DATASETS.get(name)(**config.dataset_arguments(cfg, name, root=root, split="test"))
+    dataset = build_dataset(cfg, "test", name)
     if dataset.channels != known.channels:
         raise InputError(f"TEST.OPEN_SET {name} has images of {dataset.channels} channels, {known.name} of {known.channels}")
     dataset.mean, dataset.std = known.mean, known.std

@@ -70,6 +70,7 @@ CORE: dict[str, Option] = {
     # --- the data
     "DATA.ROOT": Option("", "folder of the data sets; empty for $PYCLS_DATA, else ./data"),
     "DATA.DOWNLOAD": Option(True, "fetch a missing data set that may be fetched (checksums verified)"),
+    "DATA.SYNTHETIC": Option(False, "random images of the data set's shape and number of classes; nothing is read from disk"),
     "DATA.MAX_UNREADABLE": Option(100, "images of a split that may be unreadable: each is named in the log and replaced (in "
                                   "training) or left out (in evaluation); one more ends the run", low=0),
     "DATA.LONG_TAIL.PROFILE": Option("none", "train on a long tail of the set: exponential (CIFAR-LT), pareto (ImageNet-LT)",

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Writes docs/reproduce.md from the headers of the configurations of the papers' experiments.
+
+    python docs/make_reproduce_page.py              # writes the page
+    python docs/make_reproduce_page.py --check      # exit 1 unless the page is what would be written
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reproduce.md"
+FOLDERS = ("rbf_softmax", "tvmf", "lsoftmax", "smooth_topk", "mnist_features", "long_tail")
+
+OPENING = """\
+# The papers' experiments
+
+Each file opens with paper, published figure, cost and the exact command. The cost counts multiply-adds: those of every
+training image forward, and twice as many backward. Figures are the papers' own; what has been measured here is in the
+README. Where a paper says nothing, or its figure could not be verified, the file says so. This page is written by
+`python docs/make_reproduce_page.py`.
+
+Any of them runs without its data on random images, to see that it does, and how fast:
+
+```bash
+python tools/run_net.py --mode info --cfg configs/smooth_topk/cifar100_svm.yaml DATA.SYNTHETIC True
+python tools/run_net.py --mode time --cfg configs/long_tail/cifar10_lt_ldam_drw.yaml DATA.SYNTHETIC True PREC_TIME.NUM_ITER 2
+```
+
+pycls's own 65 configurations are in `configs/dds_baselines` and `configs/archive` ([Configuration](config.md)).
+"""
+
+
+def row(path: Path) -> str:
+    """File, first line, figure and cost of one configuration."""
+    lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    published = next(line for line in lines if line.startswith("Published"))
+    (cost,) = re.findall(r"Cost: (\S+) multiply-adds", "\n".join(lines))
+    return f"| `{path.relative_to(ROOT).as_posix()}` | {lines[0]} | {published.partition(': ')[2]} | {cost} |"
+
+
+def page() -> str:
+    """The whole text."""
+    parts = [OPENING]
+    for folder in FOLDERS:
+        rows = [row(path) for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))]
+        heading = f"## configs/{folder}\n\n| file | what | published | cost |\n|---|---|---|---|"
+        parts.append("\n".join([heading, *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Returns the exit code."""
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
+    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
+        return 0
+    print(f"{PAGE} is not up to date")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
