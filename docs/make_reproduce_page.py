@@ -28,7 +28,9 @@ python tools/run_net.py --mode info --cfg configs/smooth_topk/cifar100_svm.yaml 
 python tools/run_net.py --mode time --cfg configs/long_tail/cifar10_lt_ldam_drw.yaml DATA.SYNTHETIC True PREC_TIME.NUM_ITER 2
 ```
 
-CIFAR-100-LT and Fashion-MNIST-LT, one file a method with both stages, are in [Long tails](long_tail.md); pycls's own 65 configurations in `configs/dds_baselines` and `configs/archive` ([Configuration](config.md)).
+CIFAR-100-LT and Fashion-MNIST-LT, one file a method with both stages, are in `configs/cifar100_lt` and
+`configs/fashion_mnist_lt` ([Long tails](long_tail.md)); pycls's own 65 configurations in `configs/dds_baselines` and
+`configs/archive` ([Configuration](config.md)).
 """
 
 
