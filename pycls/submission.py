@@ -190,13 +190,14 @@ def _executor(cfg: CfgNode) -> Any:
     except RuntimeError:
         raise InputError("LAUNCH.MODE slurm: this machine has no SLURM commands; submit from one that has") from None
     setup = [*cfg.LAUNCH.SETUP, f"export PYTHONPATH={shlex.quote(path)}"]
-    executor.update_parameters(**_sbatch(cfg, nodes, tasks), setup=setup)
+    executor.update_parameters(**sbatch_options(cfg), setup=setup)
     return executor
 
 
-def _sbatch(cfg: CfgNode, nodes: int, tasks: int) -> dict[str, Any]:
-    """What sbatch is told, in submitit's names; None where the cluster's default is to be left alone."""
+def sbatch_options(cfg: CfgNode) -> dict[str, Any]:
+    """What sbatch is told, as submitit's parameters; None where the cluster's default is to be left alone."""
     launch, on_gpus = cfg.LAUNCH, cfg.DEVICE != "cpu"
+    nodes, tasks = layout(cfg)
     cpus = launch.CPUS_PER_GPU or cfg.NUM_THREADS or (1 + cfg.DATA_LOADER.NUM_WORKERS if on_gpus else 1)
     own = dict(line[2:].partition("=")[::2] for line in launch.SBATCH)
     mail = {"mail-user": launch.EMAIL, "mail-type": "END,FAIL"} if launch.EMAIL else {}

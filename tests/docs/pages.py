@@ -101,9 +101,10 @@ class Workspace:
             (folder / name).symlink_to(ROOT / name)
         programs = folder / ".bin"
         programs.mkdir()
-        python = programs / "python"
-        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-        python.chmod(0o755)
+        for name, module in (("python", ""), ("torchrun", "-m torch.distributed.run ")):
+            program = programs / name
+            program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')
+            program.chmod(0o755)
         self.environment = {
             **os.environ,
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
