@@ -7,7 +7,7 @@ the time that each needs for itself: to get its batch, and in the model's forwar
 import socket
 import time
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ STOP_CHECK_S = 1.0
 STRAGGLES = 1.5
 """A process is slow if it needs so many times the median's own time ..."""
 
-STRAGGLES_S = 1e-3
-"""... and so many seconds a step more: the noise of microseconds is no news."""
+STRAGGLES_S = 0.02
+"""... and so many seconds a step more: what a busy machine does to short steps is no news."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Spread:
 
     Attributes:
         fastest: the least.
-        middle: their median.
+        middle: their median, of two processes the faster one's.
         slowest: the largest.
         rank: whose that is.
         host: on which machine.
@@ -101,7 +101,7 @@ class Pace:
         self.stop_period = max(1, min(self.log_period, int(STOP_CHECK_S / max(slowest_step, 1e-9))))
         owns = [own for own, _, _ in everyones]
         rank = owns.index(max(owns))
-        return Spread(min(owns), median(owns), max(owns), rank, everyones[rank][2])
+        return Spread(min(owns), median_low(owns), max(owns), rank, everyones[rank][2])
 
     def _start(self) -> None:
         self._open = self._now()

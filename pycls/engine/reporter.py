@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +21,9 @@ LINE_PERIOD_S = 10.0
 
 WARNING_PERIOD_S = 300.0
 """Seconds between two warnings of a process that holds the others up."""
+
+PERSISTS = 3
+"""Log periods in a row in which the same process must be slow for one."""
 
 
 class Reporter:
@@ -40,6 +44,7 @@ class Reporter:
         self._rate = 0.0
         self._ticks = self._last_line = time.perf_counter()
         self._last_warning = -math.inf
+        self._slow: deque[int | None] = deque(maxlen=PERSISTS)
         self._done = 0
         self._progress: Progress | None = None
 
@@ -79,7 +84,8 @@ class Reporter:
     def _compare(self, place: Mapping[str, str], spread: Spread, now: float) -> None:
         """Tell programs how evenly the processes work, and people if one of them holds the others up, now and then."""
         log_json_stats({**place, **asdict(spread)}, "own_time")
-        if spread.straggles and now - self._last_warning > WARNING_PERIOD_S:
+        self._slow.append(spread.rank if spread.straggles else None)
+        if list(self._slow) == [spread.rank] * PERSISTS and now - self._last_warning > WARNING_PERIOD_S:
             self._last_warning = now
             logger.warning("rank %d on %s holds the others up: it needs %.3g s a step for its batch and forward pass, the "
                            "median %.3g s", spread.rank, spread.host, spread.slowest, spread.middle)  # fmt: skip

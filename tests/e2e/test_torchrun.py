@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import FAULTY, assert_same_run, finish, last_step, samples, start  # type: ignore[import-not-found]
+from running import FAULTY, assert_same_run, finish, last_step, start  # type: ignore[import-not-found]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -82,4 +82,3 @@ def test_an_option_starts_it(undisturbed_pair: Path, tmp_path: Path) -> None:
     ended = finish(process)
     assert ended.code == 0, ended
     assert_same_run(tmp_path, undisturbed_pair, same_steps=False)
-    assert samples(tmp_path, 2).keys() < samples(undisturbed_pair, 2).keys()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pycls.engine import finite, reporter
+from pycls.engine.pace import Spread
 from pycls.engine.reports import table
 from pycls.runtime.board import Board
 
@@ -70,3 +71,15 @@ def test_table() -> None:
                   "chosen_on": "val", "class_names": ["a", "b", "c"]})  # fmt: skip
     assert "d val, 1,234 images" in text and "moving average, epoch 7, best on val" in text
     assert "0.97 %  (12 wrong)" in text and "top-3 error" in text and "b 80.0 %, a 25.0 %" in text
+
+
+def test_a_process_that_is_slow_again_and_again_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    voice = reporter.Reporter(Board(tmp_path, False), True, max_epoch=1, steps=100, batch_size=10, split="val")
+    slow, other, even = (Spread(0.1, 0.1, slowest, rank, "host") for slowest, rank in ((0.3, 1), (0.3, 2), (0.11, 1)))
+    with voice.begin_epoch(0, 0):
+        for step, spread in enumerate([slow, slow, even, slow, slow, other, slow, slow, slow, slow]):
+            assert not [record for record in caplog.records if record.levelname == "WARNING"] or step == 9
+            voice.steps_done(0, step + 1, 0.1, {"loss": 0.5, "top1_err": 1.0}, {}, spread)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["rank 1 on host holds the others up: it needs 0.3 s a step for its batch and forward pass, the "
+                        "median 0.1 s"]  # fmt: skip
