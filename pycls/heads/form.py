@@ -49,7 +49,7 @@ class Form:
 
     Attributes:
         kind: ``"product"`` u = p, ``"cosine"`` u = p / |w|, ``"distance"`` u = constant - rate |x - w|^2.
-        rate: of a distance, > 0.
+        rate: of a distance; negative for a measure that grows with it.
         constant: of a distance.
         link: the function u -> z.
         num_centers: prototypes a class; the measure of a class is the largest of its prototypes'.
