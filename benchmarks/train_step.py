@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from common import Job, clock_of, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
 from torch import nn
 
-from pycls import build, config, run
+from pycls import build, config, training
 from pycls.data.dataset import ArrayDataset
 from pycls.engine.trainer import Trainer
 from pycls.runtime.distributed import Ranks
@@ -80,7 +80,9 @@ def our_trainer(case: Case, dataset: ArrayDataset, out_dir: Path, epochs: int) -
     cfg = config.load(None, [*case.overrides, f"TRAIN.BATCH_SIZE={case.batch}", "TRAIN.EVAL_SPLIT=none",
                              "OPTIM.EMA_UPDATE_PERIOD=0", "OPTIM.BASE_LR=0.01", f"OPTIM.MAX_EPOCH={epochs}",
                              f"OUT_DIR={out_dir}"])  # fmt: skip
-    trainer = run._trainer(cfg, out_dir, dataset, dataset.num_classes, torch.device("cpu"), Ranks())
+    classes, device, ranks = dataset.num_classes, torch.device("cpu"), Ranks()
+    model = training.first_model(cfg, dataset, classes, device, ranks)
+    trainer = training.make_trainer(cfg, model, dataset, classes, device, ranks, config.dump(cfg))
     trainer.save = lambda best=False: None  # type: ignore[method-assign]
     return trainer, cfg
 

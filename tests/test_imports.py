@@ -20,7 +20,7 @@ ROOMS = {
     "engine": {"errors", "runtime", "engine"},
     "zoo": {"errors", "registry", "runtime", "engine", "models", "zoo"},  # it knows models by their names and weights
     "config": {"errors", "registry", "config"},
-    "build": {"errors", "registry", "runtime", "models", "heads", "data", "engine", "config"},
+    "build": {"errors", "registry", "runtime", "models", "heads", "data", "engine", "config", "build"},
     "launching": {"errors", "runtime", "engine", "config"},
     "scaling": {"runtime", "models", "config", "build"},
     "run": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching", "scaling", "testing",

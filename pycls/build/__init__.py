@@ -1,0 +1,49 @@
+"""The composition root: from the tree of options to data sets, model, head, loaders, optimiser and schedule.
+
+Nothing below this room sees a config node. A constructor's ``ValueError`` becomes an ``InputError`` here.
+"""
+
+from pycls.build.data import (
+    Dataset,
+    build_augmentation,
+    build_dataset,
+    build_eval_loader,
+    build_test_set,
+    build_train_loader,
+    build_training_set,
+    build_unknown_loader,
+    build_views,
+    count_unreadable,
+    image_size,
+    input_of,
+    num_classes,
+    unreadable_record,
+)
+from pycls.build.errors import user_errors
+from pycls.build.model import (
+    autocast_dtype,
+    build_head,
+    build_inspector,
+    build_model,
+    build_network,
+    head_warnings,
+    place,
+    share_out,
+)
+from pycls.build.training import (
+    build_ema,
+    build_judge,
+    build_mix,
+    build_optimizer,
+    build_schedule,
+    build_settings,
+)
+from pycls.data.dataset import check_num_classes, class_counts, with_classes
+
+__all__ = [
+    "Dataset", "autocast_dtype", "build_augmentation", "build_dataset", "build_ema", "build_eval_loader", "build_head",
+    "build_inspector", "build_judge", "build_mix", "build_model", "build_network", "build_optimizer", "build_schedule",
+    "build_settings", "build_test_set", "build_train_loader", "build_training_set", "build_unknown_loader", "build_views",
+    "check_num_classes", "class_counts", "count_unreadable", "head_warnings", "image_size", "input_of", "num_classes",
+    "place", "share_out", "unreadable_record", "user_errors", "with_classes",
+]  # fmt: skip

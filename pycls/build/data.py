@@ -1,0 +1,175 @@
+"""From the options to data sets, what is drawn of them, and loaders."""
+
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from pycls import config
+from pycls.build.errors import user_errors
+from pycls.data import augment_names
+from pycls.data.augment import Augmentation
+from pycls.data.dataset import (
+    ArrayDataset,
+    FileDataset,
+    MissingSplit,
+    check_num_classes,
+    resolve_root,
+)
+from pycls.data.dataset import with_classes as with_classes
+from pycls.data.loader import EvalLoader, TrainLoader
+from pycls.data.protocol import Drawn, Protocol, draw
+from pycls.data.sampler import make_sampler
+from pycls.data.synthetic import synthetic
+from pycls.data.unreadable import Unreadable, read_record
+from pycls.engine.views import Views
+from pycls.errors import InputError
+from pycls.registry import DATASETS
+from pycls.runtime.distributed import Ranks
+
+Dataset = ArrayDataset | FileDataset
+
+
+def build_dataset(cfg: CfgNode, split: str, name: str = "") -> Dataset:
+    """A part of the data set ``name`` (TRAIN.DATASET if empty)."""
+    name = name or cfg.TRAIN.DATASET
+    if cfg.DATA.SYNTHETIC:
+        return synthetic(name, split, cfg.MODEL.NUM_CLASSES, cfg.TRAIN.IM_SIZE)
+    with user_errors(name):
+        root = str(resolve_root(cfg.DATA.ROOT))
+        dataset = DATASETS.get(name)(**config.dataset_arguments(cfg, name, root=root, split=split))
+    assert isinstance(dataset, ArrayDataset | FileDataset)
+    return dataset
+
+
+def build_training_set(cfg: CfgNode) -> tuple[Dataset, Drawn | None]:
+    """TRAIN.SPLIT of TRAIN.DATASET as the protocol has it (subset, long tail, noise), and what was drawn for that."""
+    tail, noise = cfg.DATA.LONG_TAIL, cfg.DATA.NOISE
+    protocol = Protocol(
+        images_per_class=cfg.TRAIN.IMAGES_PER_CLASS, profile=tail.PROFILE, imbalance=tail.IMBALANCE, largest=tail.LARGEST,
+        smallest=tail.SMALLEST, noise=noise.KIND, rate=noise.RATE, pairs=noise.PAIRS, seed=cfg.DATA.SEED,
+    )  # fmt: skip
+    dataset, drawn = draw(build_dataset(cfg, cfg.TRAIN.SPLIT), protocol)
+    found = drawn.sha256 if drawn is not None else ""
+    if cfg.DATA.HASH not in ("", found):
+        raise InputError(f"DATA.HASH is {cfg.DATA.HASH}, but the training set's is {found or 'none: nothing is drawn'}: these "
+                         "are other data; leave it empty to train on them")  # fmt: skip
+    return dataset, drawn
+
+
+def build_test_set(cfg: CfgNode) -> tuple[Dataset, str]:
+    """The data set to test on and its split: ``auto`` is test where there is one, else val."""
+    name = cfg.TEST.DATASET or cfg.TRAIN.DATASET
+    if cfg.TEST.SPLIT != "auto":
+        return build_dataset(cfg, cfg.TEST.SPLIT, name), cfg.TEST.SPLIT
+    try:
+        return build_dataset(cfg, "test", name), "test"
+    except MissingSplit:
+        if cfg.TRAIN.SPLIT == "trainval" and name == cfg.TRAIN.DATASET:
+            raise InputError(f"{name} has no test part, and TRAIN.SPLIT trainval trains on its val part: nothing is left "
+                             "to test on; set TRAIN.SPLIT to train") from None  # fmt: skip
+        return build_dataset(cfg, "val", name), "val"
+
+
+def num_classes(cfg: CfgNode, dataset: Dataset) -> int:
+    """MODEL.NUM_CLASSES, or as many as the data set has; every label must be below."""
+    classes = cfg.MODEL.NUM_CLASSES or dataset.num_classes
+    check_num_classes(dataset.labels, classes, dataset.name)
+    return int(classes)
+
+
+def image_size(cfg: CfgNode, dataset: Dataset) -> int:
+    """Side of the images that the model sees."""
+    return int(cfg.TRAIN.IM_SIZE or dataset.image_size)
+
+
+def input_of(cfg: CfgNode) -> tuple[int, int, int]:
+    """Channels and side of the images, and the number of classes, of the training data, or by the options without them."""
+    try:
+        dataset = build_dataset(cfg, cfg.TRAIN.SPLIT)
+        return dataset.channels, image_size(cfg, dataset), num_classes(cfg, dataset)
+    except InputError:
+        if not (cfg.MODEL.NUM_CLASSES and cfg.TRAIN.IM_SIZE):
+            raise  # without the data only the options can say
+        return 3, cfg.TRAIN.IM_SIZE, cfg.MODEL.NUM_CLASSES
+
+
+def build_train_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ranks: Ranks) -> TrainLoader:
+    """Shuffled and augmented batches."""
+    with user_errors("TRAIN"):
+        sampler = make_sampler(
+            cfg.TRAIN.SAMPLER, dataset.labels, cfg.TRAIN.SAMPLES_PER_CLASS, cfg.TRAIN.REPEAT_THRESHOLD
+        )
+        return TrainLoader(
+            dataset, cfg.TRAIN.BATCH_SIZE, sampler=sampler, seed=cfg.RNG_SEED, rank=ranks.rank, world_size=ranks.world_size,
+            device=device, channels_last=cfg.MODEL.CHANNELS_LAST, crop_padding=cfg.TRAIN.CROP_PADDING,
+            hflip={"auto": None, "on": True, "off": False}[cfg.TRAIN.HFLIP], im_size=cfg.TRAIN.IM_SIZE,
+            im_sizes=cfg.TRAIN.IM_SIZES, augmentation=build_augmentation(cfg, dataset), repeats=cfg.TRAIN.REPEATS,
+            num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
+            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, cfg.TRAIN.SPLIT),
+        )  # fmt: skip
+
+
+def build_augmentation(cfg: CfgNode, dataset: Dataset) -> Augmentation:
+    """What is done to training images beside cutting and flipping; lighting to photographs only, as in pycls."""
+    with user_errors("TRAIN.AUGMENT"):
+        policy = augment_names.parse(cfg.TRAIN.AUGMENT)
+    pca_std = cfg.TRAIN.PCA_STD if isinstance(dataset, FileDataset) else 0.0
+    return Augmentation(policy, cfg.TRAIN.COLOR_JITTER, pca_std, cfg.TRAIN.ERASE_PROB)
+
+
+def _account(cfg: CfgNode, split: str) -> Unreadable:
+    return Unreadable(cfg.DATA.MAX_UNREADABLE, split, unreadable_record(cfg))
+
+
+def unreadable_record(cfg: CfgNode) -> Path:
+    """The file that names the images that could not be read."""
+    return Path(cfg.OUT_DIR) / "unreadable.txt"
+
+
+def count_unreadable(cfg: CfgNode) -> dict[str, int]:
+    """Split -> images of it that could not be read in this run."""
+    return {split: len(reasons) for split, reasons in read_record(unreadable_record(cfg)).items()}
+
+
+def build_eval_loader(
+    cfg: CfgNode, dataset: Dataset, split: str, device: torch.device, ranks: Ranks, whole: bool = False
+) -> EvalLoader:
+    """Every sample of the split once; ``whole``: not cut yet where TEST.CROPS will cut several crops out of an image."""
+    size, resize = cfg.TEST.CROP_SIZE or cfg.TRAIN.IM_SIZE, cfg.TEST.IM_SIZE
+    if whole and cfg.TEST.CROPS == 10:
+        size = resize
+    with user_errors("TEST"):
+        return EvalLoader(
+            dataset, cfg.TEST.BATCH_SIZE, rank=ranks.rank, world_size=ranks.world_size, device=device,
+            channels_last=cfg.MODEL.CHANNELS_LAST, im_size=size, resize=resize,
+            num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
+            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, split),
+        )  # fmt: skip
+
+
+def build_unknown_loader(cfg: CfgNode, known: Dataset, device: torch.device) -> EvalLoader:
+    """The test part of TEST.OPEN_SET, normalised and sized as the known data are, whole on this process."""
+    name = cfg.TEST.OPEN_SET
+    dataset = build_dataset(cfg, "test", name)
+    if dataset.channels != known.channels:
+        raise InputError(f"TEST.OPEN_SET {name} has images of {dataset.channels} channels, {known.name} of {known.channels}")
+    dataset.mean, dataset.std = known.mean, known.std
+    with user_errors("TEST.OPEN_SET"):
+        return EvalLoader(
+            dataset, cfg.TEST.BATCH_SIZE, device=device, channels_last=cfg.MODEL.CHANNELS_LAST,
+            im_size=image_size(cfg, known), num_workers=cfg.DATA_LOADER.NUM_WORKERS,
+            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, name),
+        )  # fmt: skip
+
+
+def build_views(cfg: CfgNode, dataset: Dataset) -> Views:
+    """How often the model looks at a test image."""
+    size = cfg.TEST.CROP_SIZE or image_size(cfg, dataset)
+    if cfg.HEAD.PARALLEL == "class" and (cfg.TEST.CROPS > 1 or cfg.TEST.TABLES):
+        raise InputError("TEST.CROPS and TEST.TABLES need the logits of all classes on each process, which HEAD.PARALLEL class "
+                         "does without")  # fmt: skip
+    if cfg.TEST.CROPS == 10 and size >= cfg.TEST.IM_SIZE:
+        raise InputError(f"TEST.CROPS 10 needs a TEST.IM_SIZE above the crops' side, {size}, to cut them from; it is "
+                         f"{cfg.TEST.IM_SIZE}")  # fmt: skip
+    return Views(cfg.TEST.CROPS, size)
