@@ -8,7 +8,7 @@ import reference_criteria as criteria
 import reference_similarities as similarities
 import torch
 import torch.nn.functional as F
-from references import REFERENCES, Reference, evaluate
+from references import Reference, evaluate
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
