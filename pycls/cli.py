@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pycls.errors import InputError, RunError
+from pycls.runtime import pipe
 from pycls.runtime.worker import LAUNCHER_PID, SUBMITTED, is_worker, leave, report_error, start_worker
 
 MODES = ("train", "test", "time", "info", "scale")
@@ -79,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console() -> None:
-    """The ``pycls`` command."""
-    code = main()
+    """The ``pycls`` command; 141 where the reader of its output has gone, as of ``| head``."""
+    code = pipe.run(main)
     if code:
         leave(code)
 
@@ -89,11 +90,13 @@ def _run(words: list[str]) -> int:
     parser = _parser()
     flags = parser.parse_args(words)
     if flags.help:
-        return _show(parser.format_help())
+        print(parser.format_help())
+        return 0
     if flags.help_options is not None:
         from pycls.config import describe
 
-        return _show(describe(flags.help_options or None))
+        print(describe(flags.help_options or None))
+        return 0
     if flags.cfg is None and not flags.overrides:
         print(f"{parser.format_usage()}\n{EXAMPLES}\n-h shows more", file=sys.stderr)
         return 2
@@ -113,14 +116,6 @@ def _notice(line: str) -> None:
     """To stderr: stdout may be read by a program. A worker's launcher has said it, and of torchrun's the first does."""
     if not is_worker() or (LAUNCHER_PID not in os.environ and os.environ["RANK"] == "0"):
         print(f"notice: {line}", file=sys.stderr)
-
-
-def _show(text: str) -> int:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; stdout is flushed once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -16,6 +16,7 @@ from pycls.models.classifier import Classifier
 from pycls.models.named import ARCHITECTURES
 from pycls.models.weight_names import FORMS, Form, from_ours, guess_form, names, to_ours
 from pycls.registry import closest
+from pycls.runtime import pipe
 from pycls.runtime.files import atomic_write
 
 SUFFIXES = (".safetensors", ".pyth", ".pth", ".pt")
@@ -103,4 +104,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console() -> None:
     """The script."""
-    sys.exit(main())
+    sys.exit(pipe.run(main))

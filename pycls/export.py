@@ -21,6 +21,7 @@ from yacs.config import CfgNode
 from pycls import build, config, launching, zoo
 from pycls.errors import InputError, RunError
 from pycls.models.classifier import Classifier
+from pycls.runtime import pipe
 from pycls.runtime.files import reason_of
 from pycls.runtime.log import setup_logging
 
@@ -171,4 +172,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console() -> None:
     """The script."""
-    sys.exit(main())
+    sys.exit(pipe.run(main))

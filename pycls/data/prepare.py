@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pycls.data.decoding import turned
 from pycls.data.image_files import EXTENSIONS
 from pycls.errors import InputError
+from pycls.runtime import pipe
 
 RECORD = ".prepared.json"
 JPEGS = (".jpg", ".jpeg")
@@ -128,25 +129,31 @@ def _write(file: Path, new: Path, form: Form) -> None:
             image.save(new, "PNG")  # whatever its name: what reads it looks at its content
 
 
-def console(arguments: Sequence[str] | None = None) -> None:
-    """The command line; ends the process with 2 for what cannot be."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 2 what was given cannot work, 130 stopped."""
     options = argparse.ArgumentParser(description="A copy of a folder of images, resized; goes on where it was stopped.")
     options.add_argument("source", type=Path, help="the folder, with any folders below it")
     options.add_argument("target", type=Path, help="the copy; the same names")
     options.add_argument("--size", type=int, default=256, help="short side, in pixels (256)")
     options.add_argument("--quality", type=int, default=95, help="of JPEG, 1..100 (95)")
     options.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that work at it (all cores)")
-    given = options.parse_args(arguments)
+    given = options.parse_args(argv)
     try:
         if given.size < 1 or given.processes < 1 or not 1 <= given.quality <= 100:
             raise InputError("--size and --processes are 1 or more, --quality is 1..100")
         bad = prepare(given.source, given.target, Form(given.size, given.quality), given.processes)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+        return 130
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return 2
     for name, reason in bad.items():
         print(f"warning: {name} cannot be read and is left out: {reason}", file=sys.stderr)
     print(f"in {given.target}: a copy of {given.source}" + (f", without {len(bad)} files that cannot be read" * bool(bad)))
+    return 0
+
+
+def console() -> None:
+    """The script."""
+    sys.exit(pipe.run(main))

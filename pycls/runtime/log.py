@@ -15,6 +15,8 @@ from typing import Any
 
 import simplejson
 
+from pycls.runtime import pipe
+
 LOG_FILE = "stdout.log"
 _TAG = "json_stats: "
 _TYPE = "_type"
@@ -108,7 +110,7 @@ class _Terminal(logging.Handler):
                 stream.write(line + "\n")
             stream.flush()
         except (OSError, ValueError):  # the reader of a pipe has gone: no reason to end a run
-            pass
+            pipe.discard_unread()
 
 
 class _File(logging.FileHandler):

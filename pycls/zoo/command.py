@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from pycls.errors import InputError, RunError
+from pycls.runtime import pipe
 from pycls.runtime.cache import place_of
 from pycls.runtime.log import setup_logging
 from pycls.zoo.catalogue import Entry, entries, find
@@ -36,14 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
     return 0
 
 
 def console() -> None:
     """The script."""
-    sys.exit(main())
+    sys.exit(pipe.run(main))
 
 
 def table() -> str:

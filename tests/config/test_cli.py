@@ -112,12 +112,6 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "FAKENET.WIDTH" in capsys.readouterr().out
 
 
-def test_a_reader_that_has_seen_enough() -> None:
-    command = f"{sys.executable} {TOOL} --help-options | head -n 1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stderr == ""
-
-
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -8,7 +8,7 @@ from bad_files import encoded, photograph
 from PIL import Image
 
 from pycls.data.image_folder import ImageFolder
-from pycls.data.prepare import Form, console, prepare
+from pycls.data.prepare import Form, main, prepare
 from pycls.errors import InputError
 
 
@@ -69,13 +69,11 @@ def test_what_cannot_be(tmp_path: Path, monkeypatch, capsys, arguments: list[str
     write_tree(Path("in"))
     Path("other").mkdir()
     Path("other/file").write_text("")
-    with pytest.raises(SystemExit) as stop:
-        console(arguments)
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert main(arguments) == 2 and message in capsys.readouterr().err
 
 
 def test_the_command(tmp_path: Path, capsys) -> None:
     source = write_tree(tmp_path / "in")
-    console([str(source), str(tmp_path / "out"), "--size", "30", "--processes", "1"])
+    assert main([str(source), str(tmp_path / "out"), "--size", "30", "--processes", "1"]) == 0
     said = capsys.readouterr()
     assert "without 1 files" in said.out and "broken.jpg cannot be read" in said.err
