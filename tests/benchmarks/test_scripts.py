@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import checkpoint
+import class_parallel
 import esf
 import heads
 import pytest
@@ -93,6 +94,23 @@ def test_heads_memory_of_a_process_each() -> None:
 def test_heads_step_of_a_million_classes() -> None:
     text = run("heads.py", "--quick", "--size", "million")
     assert "\nlinear " in text and "\narcface " in text and "<= 12 GB" in text
+
+
+@linux
+def test_memory_of_classes_shared_out() -> None:
+    """Some 230 MB of prototypes, gradients and momentum are shared out; what every process has besides stays."""
+    text = run("class_parallel.py", "--classes", "150000", "--dim", "128", "--batch", "4", "--processes", "1", "2")
+    one, two = (int(line.split("|")[2]) for line in text.splitlines()[2:])
+    assert 90 <= one - two <= 140
+
+
+def test_model_of_classes_shared_out(main: Callable[..., str]) -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in main(class_parallel, "--model").splitlines()[2:]]
+    table = {(classes, int(ranks), rate): (float(size), float(products)) for classes, ranks, rate, size, products, _ in rows}
+    assert len(table) == 4 * 4 * 2
+    # 12 bytes of a number: prototypes, gradient, momentum; four products of 2 N K / R D operations at 12 teraflops
+    assert table["29,000,000", 64, "1"][0] == pytest.approx(12 * 29e6 * 512 / 64 / 1e9, abs=0.1)
+    assert table["100,000,000", 1024, "1"][1] == pytest.approx(4 * 2 * 64 * 100e6 * 512 / 12e12 * 1e3, rel=0.01)
 
 
 def test_a_process_of_its_own_measures_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:

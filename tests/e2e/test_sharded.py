@@ -1,6 +1,8 @@
 """Runs whose classes or parameters are shared out among processes: the same run, from any number of processes to any other."""
 
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,13 @@ import torch
 from running import DIGITS, call, finish, newest, result, start  # type: ignore[import-not-found]
 
 from pycls.engine.state_file import load_weights
+from pycls.runtime.log import read_json_stats
 
 COUNTS = ("samples", "top1_errors", "topk_errors", "class_samples", "class_errors", "confusion")
 WORDS = [*DIGITS, "OPTIM.MAX_EPOCH", 2, "TRAIN.BATCH_SIZE", 66, "TRAIN.CHECKPOINT_PERIOD", 1, "OPTIM.CLIP_NORM", 1.0,
-         "TENSORBOARD", False]  # fmt: skip
+         "TENSORBOARD", False, "LOG_PERIOD", 1]  # fmt: skip
 KINDS = {
+    "ddp": [],
     "class": ["HEAD.PARALLEL", "class"],
     "fsdp": ["PARALLEL.MODE", "fsdp"],
     "both": ["HEAD.PARALLEL", "class", "PARALLEL.MODE", "fsdp"],
@@ -26,6 +30,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = call(*WORDS, "OUT_DIR", folder)
     assert ended.code == 0, ended.err
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(kind, precision) -> the run on two processes, done once."""
+
+    @functools.cache
+    def run(kind: str, precision: object = False) -> Path:
+        folder = tmp_path_factory.mktemp(kind) / "two"
+        ended = finish(start(*WORDS, "NUM_PROCS", 2, "TRAIN.MIXED_PRECISION", precision, "OUT_DIR", folder, *KINDS[kind]))
+        assert ended.code == 0 and (precision or ended.err == ""), ended
+        return folder
+
+    return run
 
 
 def assert_same_numbers(ours: Path, theirs: Path) -> None:
@@ -42,10 +60,10 @@ def assert_same_numbers(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["class", "fsdp", pytest.param("both", marks=pytest.mark.slow)])
-def test_two_processes_share_it_and_one_goes_on(kind: str, whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "two"
-    ended = finish(start(*WORDS, "NUM_PROCS", 2, "OUT_DIR", folder, *KINDS[kind]))
-    assert ended.code == 0 and ended.err == "", ended
+def test_two_processes_share_it_and_one_goes_on(
+    kind: str, whole: Path, pair: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = pair(kind)
     assert_same_numbers(folder, whole)
     after_one = tmp_path / "after_one"
     shutil.copytree(folder, after_one)
@@ -54,6 +72,23 @@ def test_two_processes_share_it_and_one_goes_on(kind: str, whole: Path, tmp_path
         last.unlink()
     assert call(*WORDS, "OUT_DIR", after_one).code == 0
     assert_same_numbers(after_one, whole)
+
+
+def curve(folder: Path) -> list[tuple[str, str, float]]:
+    """(epoch, step, mean loss of the epoch so far) of each step, from the log."""
+    rows = read_json_stats(folder / "stdout.log", "train_iter")
+    return [(row["epoch"], row["iter"], row["loss"]) for row in rows]
+
+
+@pytest.mark.parametrize("precision", [False, pytest.param("bf16", marks=pytest.mark.slow)])
+def test_fsdp_trains_as_ddp_does(precision: object, pair: Callable[..., Path]) -> None:
+    """Both on two processes: the losses step by step, and what is counted; autocast, too, rounds them alike."""
+    ours, theirs = (pair(kind, precision) for kind in ("fsdp", "ddp"))
+    steps, expected = curve(ours), curve(theirs)
+    assert len(expected) >= 30 and [row[:2] for row in steps] == [row[:2] for row in expected]
+    assert [row[2] for row in steps] == pytest.approx([row[2] for row in expected], rel=1e-3 if precision else 1e-5)
+    if not precision:
+        assert_same_numbers(ours, theirs)
 
 
 @pytest.mark.parametrize(("words", "message"), [
