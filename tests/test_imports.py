@@ -30,7 +30,7 @@ ROOMS = {
     "submission": {"", "errors", "runtime", "config", "build", "launching", "run", "cli"},
     "cli": {"errors", "runtime", "config", "run", "launching", "submission"},
     "export": {"errors", "runtime", "models", "zoo", "config", "build", "launching"},
-    "convert": {"errors", "registry", "runtime", "models", "engine", "config", "build"},
+    "convert": {"errors", "registry", "runtime", "models", "engine", "zoo", "config", "build"},
     "tools": {"cli", "convert", "data", "export", "zoo"},
     "": {"heads", "models"},  # pycls itself: the library's few names
 }

@@ -1,7 +1,8 @@
 """The same weights under other names: a state dict of ours, of the public pycls, or of torchvision.
 
 Which names go together follows from the model, so that a name too many, one too few or another shape is found. Numbers
-are never changed: all three keep every weight in the same order. Earlier versions of their names are read as well: of
+are never changed: all three keep every weight in the same order, but for the colours that the first convolution sees,
+of which :func:`turn_colours` changes the order. Earlier versions of their names are read as well: of
 pycls's ViT, which had its attention under PyTorch's names and its positions as [L, 1, D], and of torchvision's files.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pycls.errors import InputError
 from pycls.models.anynet import AnyNet
@@ -83,6 +84,17 @@ def names(model: Classifier, form: Form) -> dict[str, str]:
     if sorted(head) != ["head.similarity.bias", "head.similarity.weight"]:
         raise InputError(f"{form} has the linear layer of a softmax head only; this model's head has {', '.join(head)}")
     return {name: rename(name.removeprefix("backbone.")) for name in ours if name not in _OWN}
+
+
+def first_convolution(model: Classifier) -> str:
+    """Our name of the weight [w_out, channels, k, k] that sees the image."""
+    return next(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def turn_colours(weights: Mapping[str, Tensor], model: Classifier) -> dict[str, Tensor]:
+    """Weights under our names that want RGB as those of the same net that want BGR, or the other way round."""
+    stem = first_convolution(model)
+    return dict(weights) | {stem: weights[stem].flip(1)}
 
 
 def guess_form(weights: Iterable[str], model: Classifier) -> Form:

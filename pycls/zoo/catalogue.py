@@ -13,6 +13,9 @@ from typing import Any, Literal
 from pycls.errors import InputError
 from pycls.registry import closest
 
+Colours = Literal["RGB", "BGR"]
+COLOURS: tuple[Colours, ...] = ("RGB", "BGR")
+
 FILES = ("pycls.json", "torchvision.json")
 """In the order in which an architecture's weights are preferred where only the architecture is named."""
 
@@ -56,7 +59,7 @@ class Entry:
     licence: str
     data: str
     classes: int
-    colours: Literal["RGB", "BGR"]
+    colours: Colours
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str

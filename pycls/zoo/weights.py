@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -14,16 +15,17 @@ from pycls.engine.checkpoints import load_model_state
 from pycls.engine.state_file import load_weights
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
-from pycls.models.weight_names import FORMS, STEPS, Form, names, to_ours
+from pycls.models.weight_names import FORMS, STEPS, Form, names, to_ours, turn_colours
 from pycls.registry import HEADS
 from pycls.runtime.download import is_url, shown
-from pycls.zoo.catalogue import Entry, entries, find
+from pycls.zoo.catalogue import Colours, Entry, entries, find
 from pycls.zoo.store import fetch
 
 logger = logging.getLogger(__name__)
 
 _ENDINGS = (".safetensors", ".pyth", ".pth", ".pt", ".bin", ".ckpt")
 _HEAD = "head."
+_PYCLS_COLOURS: dict[str, Colours] = {"imagenet": "BGR", "cifar": "RGB"}
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,16 @@ class Weights:
     Attributes:
         state: tensors by name, as in the file.
         source: what was asked for, for people.
-        colours: the order in which these weights want the colours of an image.
+        colours: the order in which these weights want the colours of an image; None if nothing says it.
+        data: images that they were trained on; empty if nothing says it.
         entry: the zoo's, if they are the zoo's.
         about: what else the file tells.
     """
 
     state: dict[str, Tensor]
     source: str
-    colours: Literal["RGB", "BGR"] = "RGB"
+    colours: Colours | None = None
+    data: str = ""
     entry: Entry | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -69,14 +73,16 @@ def load(source: str | Path) -> Weights:
             raise InputError(f"no such file: {text}; and {error}") from None
         path = fetch(entry.url, entry.sha256)
     state, about = load_weights(path)
-    return Weights(state, text, entry.colours if entry else _colours(about), entry, about)
+    data = entry.data if entry else about.get("data") or _dataset(about)
+    colours = entry.colours if entry else about.get("colours") or ("RGB" if is_ours(state) else pycls_colours(data))
+    return Weights(state, text, colours, data, entry, about)
 
 
 def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> None:
     """Copies weights into a classifier of the same architecture.
 
     A model whose weights want BGR gets the first convolution's input channels in the opposite order, so that it takes RGB
-    as every other one does. It is saved so, too.
+    as every other one does. It is saved so, too. Weights of which nothing says what they want are taken to want RGB.
 
     Args:
         model: a classifier.
@@ -91,8 +97,7 @@ def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> No
     own = dict(model.state_dict())
     state = _in_our_names(model, weights)
     if weights.colours == "BGR":
-        stem = _first_convolution(model)
-        state[stem] = state[stem].flip(1)
+        state = turn_colours(state, model)
     given = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD)}
     kept = {name: tensor for name, tensor in own.items() if name.startswith(_HEAD)}
     if new_head and {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in kept.items()}:
@@ -102,9 +107,11 @@ def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> No
 
 
 def _in_our_names(model: Classifier, weights: Weights) -> dict[str, Tensor]:
-    """The state dict in our names. Its head is the weights', and need not be the model's."""
-    if any(name.startswith("backbone.") for name in weights.state):
-        return dict(weights.state)
+    """The state dict in our names, with the model's count of steps where others' weights have none. Its head is the
+    weights', and need not be the model's."""
+    steps = {name: tensor for name, tensor in model.state_dict().items() if name == STEPS}
+    if is_ours(weights.state):
+        return steps | weights.state
     form = _form(model, weights)
     classifier = names(_with_linear(model, 1), form)["head.similarity.weight"]
     classes = len(weights.state[classifier]) if classifier in weights.state else 1
@@ -112,7 +119,7 @@ def _in_our_names(model: Classifier, weights: Weights) -> dict[str, Tensor]:
         state = to_ours(weights.state, _with_linear(model, classes), form)
     except InputError as error:
         raise InputError(f"{weights.source}: {error}") from None
-    return state | {name: tensor for name, tensor in model.state_dict().items() if name == STEPS}
+    return state | steps
 
 
 def _form(model: Classifier, weights: Weights) -> Form:
@@ -141,11 +148,6 @@ def _difference(given: dict[str, Tensor], kept: dict[str, Tensor]) -> str:
     return f"it had {there.shape[0]} classes, and there are {here.shape[0]} now"
 
 
-def _first_convolution(model: nn.Module) -> str:
-    """The name of the weight [w_out, 3, k, k] that sees the image."""
-    return next(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
-
-
 def _check_options(model: nn.Module, weights: Weights) -> None:
     """Numbers that the architecture leaves open and that the weights were trained with."""
     kinds = {"bn_eps": ("BN.EPS", nn.BatchNorm2d), "ln_eps": ("LN.EPS", nn.LayerNorm)}
@@ -156,10 +158,20 @@ def _check_options(model: nn.Module, weights: Weights) -> None:
             raise InputError(f"{weights.source} was trained with {key} {wanted:g}, and the model has {found:g}: set it so")
 
 
-def _colours(about: dict[str, Any]) -> Literal["RGB", "BGR"]:
-    """Of a checkpoint of pycls: it reads the images of ImageNet in BGR, and its configuration says what it was trained on."""
+def is_ours(state: Iterable[str]) -> bool:
+    """Whether these are our names of weights; ours want RGB."""
+    return any(name.startswith("backbone.") for name in state)
+
+
+def pycls_colours(data: str) -> Colours | None:
+    """The order in which pycls shows a net the images of a data set: ImageNet's as OpenCV reads them, CIFAR's as they
+    are in its files. None for others, which pycls does not have."""
+    return next((order for name, order in _PYCLS_COLOURS.items() if data.lower().startswith(name)), None)
+
+
+def _dataset(about: dict[str, Any]) -> str:
+    """Of pycls's checkpoint (``cfg``) or of ours (``config``): what the configuration in it trains on."""
     try:
-        tree = yaml.safe_load(about["cfg"])
-        return "BGR" if tree["TRAIN"]["DATASET"].startswith("imagenet") else "RGB"
+        return str(yaml.safe_load(about.get("cfg") or about["config"])["TRAIN"]["DATASET"])
     except (KeyError, TypeError, AttributeError, yaml.YAMLError):
-        return "RGB"
+        return ""

@@ -17,6 +17,7 @@ from zoo_makers import SIDE, Calls, file_of, random_model
 
 import pycls
 from pycls import zoo
+from pycls.convert import main as convert
 from pycls.engine.state_file import save_weights
 from pycls.errors import InputError, RunError
 from pycls.models import create_model
@@ -38,7 +39,7 @@ def published(site: Site, publish: Publish, tmp_path: Path) -> Any:
     """The model whose weights, for BGR, the zoo has under its name."""
     model = random_model(NAME)
     site.files["a/w.pyth"] = file_of(model, tmp_path / "w.pyth", bgr=True)
-    publish({NAME: {"url": site.url("a/w.pyth"), "colours": "BGR", "classes": 7}})
+    publish({NAME: {"url": site.url("a/w.pyth"), "colours": "BGR", "classes": 7, "data": "ImageNet-1k"}})
     return model
 
 
@@ -61,11 +62,26 @@ def test_the_published_net_sees_bgr_as_ours_sees_rgb(published: nn.Module, tmp_p
     assert not torch.allclose(logits(theirs), logits(published), atol=1e-2)
 
 
-@pytest.mark.parametrize(("dataset", "colours"), [("imagenet", "BGR"), ("cifar10", "RGB"), (None, "RGB")])
-def test_a_checkpoint_says_itself_what_it_was_trained_on(tmp_path: Path, dataset: str | None, colours: str) -> None:
+@pytest.mark.parametrize(("dataset", "colours"), [("imagenet", "BGR"), ("cifar10", "RGB"), (None, None)])
+def test_a_checkpoint_says_itself_what_it_was_trained_on(tmp_path: Path, dataset: str | None, colours: str | None) -> None:
     about = {"cfg": f"TRAIN:\n  DATASET: {dataset}\n"} if dataset else {}
     file_of(random_model(), tmp_path / "w.pyth", **about)
     assert zoo.load(tmp_path / "w.pyth").colours == colours
+
+
+def test_the_zoos_weights_for_pycls_and_back(published: nn.Module, site: Site, tmp_path: Path) -> None:
+    """An entry says what its weights want: by name to ours, and to pycls's again as they were published."""
+    theirs = torch.load(tmp_path / "w.pyth", weights_only=True)["model_state"]
+    flags = ["--arch", NAME]
+    assert convert(["--to", "ours", *flags, NAME, str(tmp_path / "ours.safetensors")]) == 0
+    other = random_model(seed=2)
+    zoo.load_into(other, zoo.load(tmp_path / "ours.safetensors"))
+    assert torch.equal(logits(other), logits(published))
+    for source in (NAME, str(tmp_path / "ours.safetensors")):
+        out = tmp_path / "again.pyth"
+        assert convert(["--to", "pycls", *flags, source, str(out)]) == 0
+        again = torch.load(out, weights_only=True)["model_state"]
+        assert all(torch.equal(again[name], theirs[name]) for name in theirs), source
 
 
 def test_ours_torchvisions_and_pyclss_are_told_apart(tmp_path: Path) -> None:
