@@ -17,9 +17,9 @@ OPENING = """\
 # The papers' experiments
 
 Each file opens with paper, published figure, cost and the exact command. The cost counts multiply-adds: those of every
-training image forward, and twice as many backward. Figures are the papers' own; what has been measured here is in the
-README. Where a paper says nothing, or its figure could not be verified, the file says so. This page is written by
-`python docs/make_reproduce_page.py`.
+training image forward, and twice as many backward; of a second stage, whose backbone is frozen, forward only. Figures are
+the papers' own; what has been measured here is in the README. Where a paper says nothing, or its figure could not be
+verified, the file says so. This page is written by `python docs/make_reproduce_page.py`.
 
 Any of them runs without its data on random images, to see that it does, and how fast:
 
