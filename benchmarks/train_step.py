@@ -1,6 +1,6 @@
-"""Our whole training step beside a bare hand-written PyTorch loop, in one run.
+"""Our whole training step beside a bare hand-written PyTorch loop and timm's train script, in one run.
 
-    python benchmarks/train_step.py [--repeats N] [--threads N] [--only lenet5|resnet20] [--busy] [--quick]
+    python benchmarks/train_step.py [--repeats N] [--threads N] [--only lenet5|resnet20|resnet18] [--busy] [--quick]
 
 Ours is the loop of ``--mode train`` with the objects that it builds: learning rate and generator set at every step, the
 head as a part of the model, meters, finite-loss check, log file, TensorBoard, progress; the moving average is off, and
@@ -10,13 +10,17 @@ initial weights and read the same batches from a loader of their own of the same
 the loader's work is in both. So is freed memory that is kept (``pycls.runtime.memory``), without which the bare loop
 would take up to half as long again on a CPU, in some epochs and not in others. The limit beside them is the bare step on
 one batch that is already there: the arithmetic alone. The images are random: time does not depend on what they show.
+
+timm stands right beside ours, on images of colour: its loop as in its train.py (timm_step.py), once with its own loader and
+transforms, once on the batches of a loader of our kind, which is the step alone; ResNet-18 is its own, ResNet-20, which it
+has not, the bare loop's net.
 """
 
 import contextlib
 import io
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +49,7 @@ class Case:
         side: of an image, pixels.
         batch: images a step.
         steps: of a measurement, an epoch of the data.
+        timm: its name for the net; empty where it has none.
     """
 
     title: str
@@ -53,12 +58,16 @@ class Case:
     side: int
     batch: int
     steps: int
+    timm: str = ""
 
 
 CASES = {
     "lenet5": Case("LeNet-5, 28x28, batch 256", ("MODEL.TYPE=lenet5", "TRAIN.DATASET=mnist"), 1, 28, 256, 50),
     "resnet20": Case("ResNet-20, 32x32, batch 128", ("MODEL.TYPE=resnet", "MODEL.DEPTH=20", "TRAIN.DATASET=cifar10"),
                      3, 32, 128, 10),
+    "resnet18": Case("ResNet-18, 112x112, batch 32",
+                     ("MODEL.TYPE=resnet", "MODEL.DEPTH=18", "TRAIN.DATASET=imagenet", "TRAIN.IM_SIZE=112"),
+                     3, 112, 32, 6, "resnet18"),
 }  # fmt: skip
 
 
@@ -87,16 +96,21 @@ def our_trainer(case: Case, dataset: ArrayDataset, out_dir: Path, epochs: int) -
     return trainer, cfg
 
 
+def plain_net(cfg: config.CfgNode, case: Case, dataset: ArrayDataset) -> nn.Sequential:
+    """Our backbone and an ``nn.Linear``, with the weights that ours begins with."""
+    torch.manual_seed(cfg.RNG_SEED)
+    model = build.build_model(cfg, dataset.channels, case.side, dataset.num_classes, dataset.labels)
+    linear = nn.Linear(model.backbone.feature_dim, dataset.num_classes)
+    linear.load_state_dict({"weight": model.head.weight, "bias": model.head.bias})
+    return nn.Sequential(model.backbone, linear)
+
+
 class Bare:
     """The loop written by hand."""
 
     def __init__(self, cfg: config.CfgNode, case: Case, dataset: ArrayDataset) -> None:
-        torch.manual_seed(cfg.RNG_SEED)
-        model = build.build_model(cfg, dataset.channels, case.side, dataset.num_classes, dataset.labels)
-        linear = nn.Linear(model.backbone.feature_dim, dataset.num_classes)
-        linear.load_state_dict({"weight": model.head.weight, "bias": model.head.bias})
         order = torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.contiguous_format
-        self.net = nn.Sequential(model.backbone, linear).to(memory_format=order).train()  # type: ignore[call-overload]
+        self.net = plain_net(cfg, case, dataset).to(memory_format=order).train()  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=cfg.OPTIM.BASE_LR, momentum=cfg.OPTIM.MOMENTUM,
                                          nesterov=cfg.OPTIM.NESTEROV, weight_decay=cfg.OPTIM.WEIGHT_DECAY,
                                          fused=True)  # fmt: skip
@@ -120,6 +134,35 @@ class Bare:
         """As many steps on one batch."""
         for _ in range(self.steps):
             self.step(self.batch.images, self.batch.labels)
+
+
+def has_timm() -> bool:
+    """Whether it can be imported."""
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def timm_jobs(cfg: config.CfgNode, case: Case, dataset: ArrayDataset) -> dict[str, Job]:
+    """timm's loop by what it reads from; none where it is not installed, or for images without colours."""
+    if case.channels != 3 or not has_timm():
+        return {}
+    import timm
+    from timm_step import TimmLoop, its_loader
+
+    same = build.build_train_loader(cfg, dataset, torch.device("cpu"), Ranks())
+
+    def our_kind(number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return ((batch.images, batch.labels) for batch in same.epoch(number))
+
+    jobs: dict[str, Job] = {}
+    for name, epochs in (("timm, its loader", its_loader(dataset, case.batch, torch.get_num_threads())),
+                         ("timm, a loader of our kind", our_kind)):  # fmt: skip
+        net = timm.create_model(case.timm, num_classes=dataset.num_classes) if case.timm else plain_net(cfg, case, dataset)
+        jobs[name] = TimmLoop(net, epochs, case.steps, cfg.OPTIM.BASE_LR, cfg.OPTIM.WEIGHT_DECAY).epoch
+    return jobs
 
 
 def our_epoch(trainer: Trainer) -> Job:
@@ -147,39 +190,44 @@ def measure(case: Case, repeats: int, busy: bool) -> list[list[str]]:
     """The rows of a case."""
     dataset = random_images(case)
     with run_folder() as folder:
-        trainer, cfg = our_trainer(case, dataset, folder, repeats + 2)
+        trainer, cfg = our_trainer(case, dataset, folder, 3 * repeats + 6)
         bare = Bare(cfg, case, dataset)
         jobs: dict[str, Job] = {"ours": our_epoch(trainer), "bare loop": bare.epoch, "arithmetic alone": bare.arithmetic}
         beside = {"ours": "bare loop", "arithmetic alone": "bare loop"}
+        theirs = timm_jobs(cfg, case, dataset)
+        jobs, beside = jobs | theirs, beside | dict.fromkeys(theirs, "ours")
         found = side_by_side(jobs, beside, repeats, clock_of("cpu", busy), least_s=0.0)
         trainer.reporter.board.close()
     rows = []
-    for name in ("bare loop", "ours", "arithmetic alone"):
+    for name in ("bare loop", "ours", *theirs, "arithmetic alone"):
         measured = found[name]
         step = measured.second / case.steps
-        cells = ["", "", "", ""]
+        cells = ["", "", "", "", ""]
         if measured.ratios:
-            ratios = [1 / ratio for ratio in measured.ratios]  # of speed, not of time
-            measured.ratios = ratios
-            goal = verdict(measured.ratio, GOAL if name == "ours" else None, at_least=True)
-            cells = [f"{measured.ratio:.3f}", shown_spread(measured.spread), *goal]
+            measured.ratios = [1 / ratio for ratio in measured.ratios]  # of speed, not of time
+            goal = verdict(measured.ratio, GOAL, at_least=True) if name == "ours" else ("", "")
+            goal = verdict(measured.ratio, 1.0) if name in theirs else goal
+            cells = [f"{measured.ratio:.3f}", beside[name], shown_spread(measured.spread), *goal]
         rows.append([name, shown_seconds(step), f"{case.batch / step:,.0f}", *cells])
     return rows
 
 
 def main() -> None:
     options = parser("Our training step beside a bare PyTorch loop.", repeats=15)
-    options.add_argument("--only", choices=CASES, help="one of the two models")
+    options.add_argument("--only", choices=CASES, help="one of the models")
     arguments = parse(options)
     keep_freed_memory()
     cases = [CASES[arguments.only]] if arguments.only else list(CASES.values())
     print(setting())
-    print(f"{arguments.repeats} rounds, each an epoch of random images in turn; both loops read from a loader of a kind\n")
+    if not has_timm():
+        print("timm is not installed: its rows are left out")
+    print(f"{arguments.repeats} rounds, each an epoch of random images in turn; ours and bare read from loaders of a kind\n")
     for case in cases:
         if arguments.quick:
-            case = Case(case.title, case.overrides, case.channels, case.side, case.batch // 32, 2)
+            case = replace(case, batch=max(1, case.batch // 32), steps=2)
         rows = measure(case, arguments.repeats, arguments.busy)
-        print(table([case.title, "a step", "img/s", "of the bare loop", "quartiles", "goal", ""], rows), end="\n\n", flush=True)
+        header = [case.title, "a step", "img/s", "speed", "of that of", "quartiles", "goal", ""]
+        print(table(header, rows), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

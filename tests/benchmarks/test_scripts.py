@@ -1,5 +1,7 @@
 """Every benchmark runs, in a tiny form, and says what it should; nothing here looks at a time."""
 
+import copy
+import importlib.util
 import os
 import subprocess
 import sys
@@ -47,12 +49,44 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet20"])
+@pytest.mark.parametrize("name", train_step.CASES)
 def test_train_step(name: str, main: Callable[..., str]) -> None:
     text = main(train_step, "--quick", "--only", name)
     for row in ("bare loop", "ours", "arithmetic alone"):
         assert f"\n{row} " in text
     assert ">= 0.97" in text and "img/s" in text
+    timm = name != "lenet5" and importlib.util.find_spec("timm") is not None
+    assert ("\ntimm, its loader " in text) is ("\ntimm, a loader of our kind " in text) is timm
+
+
+def test_train_step_without_timm(main: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    text = main(train_step, "--quick", "--only", "resnet20")
+    assert "timm is not installed" in text and "\ntimm, " not in text and "\nours " in text
+
+
+def test_timms_step_is_a_step() -> None:
+    """Without weight decay, which spares biases and batch norm there, its loop makes of the same batches what any does."""
+    pytest.importorskip("timm")
+    from timm_step import TimmLoop
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3, 8, 8), torch.randint(0, 5, (4,))) for _ in range(3)]
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.Flatten(), torch.nn.Linear(216, 5))
+    plain = copy.deepcopy(net)
+    TimmLoop(net, lambda number: batches, 3, lr=0.1, weight_decay=0.0).epoch()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    for images, labels in batches:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(plain(images), labels).backward()
+        optimizer.step()
+    torch.testing.assert_close(dict(net.named_parameters()), dict(plain.named_parameters()))
+
+
+def test_timms_net_is_ours() -> None:
+    timm = pytest.importorskip("timm")
+    ours, theirs = pycls.create_model("ResNet-18", 10), timm.create_model("resnet18", num_classes=10)
+    assert sorted(p.shape for p in ours.parameters()) == sorted(p.shape for p in theirs.parameters())
 
 
 def test_checkpoint(main: Callable[..., str]) -> None:
