@@ -15,7 +15,7 @@ ROOMS = {
     "registry": {"errors"},
     "runtime": {"errors", "runtime"},
     "models": {"errors", "registry", "models", "heads", "zoo"},  # create_model puts a head on a backbone, and weights into both
-    "heads": {"errors", "registry", "heads"},
+    "heads": {"errors", "registry", "runtime", "heads"},  # runtime compiles its C source
     "data": {"errors", "registry", "runtime", "data"},
     "engine": {"errors", "runtime", "engine"},
     "zoo": {"errors", "registry", "runtime", "engine", "models", "zoo"},  # it knows models by their names and weights

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pycls.data.cache import cache_folder, keep
 from pycls.data.image_files import EXTENSIONS
 from pycls.errors import InputError
+from pycls.runtime.cache import cache_dir, keep
 
 KEPT_FROM = 10_000
 """A tree of fewer images is quicker listed than looked up."""
@@ -45,7 +45,7 @@ def list_images(base: Path, part: str, classes: Sequence[str]) -> tuple[np.ndarr
     try:
         changed = np.array([os.stat(folder).st_mtime_ns for folder in folders], np.int64)
         digest = hashlib.sha256(b"\0".join(os.fsencode(os.path.abspath(folder)) for folder in folders)).hexdigest()
-        kept = cache_folder() / f"files-{digest[:32]}.npz"
+        kept = cache_dir() / f"files-{digest[:32]}.npz"
         found = _look_up(kept, changed)
         if found is not None:
             return found

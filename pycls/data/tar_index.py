@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pycls.data.cache import cache_folder, keep
 from pycls.data.image_files import EXTENSIONS
 from pycls.errors import InputError
+from pycls.runtime.cache import cache_dir, keep
 
 BLOCK = 512
 
@@ -74,7 +74,7 @@ def _read_kept(file: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise InputError(f"the tar file {file} cannot be read: {error.strerror}") from None
     digest = hashlib.sha256(f"{file.absolute()}\0{about.st_size}\0{about.st_mtime_ns}".encode()).hexdigest()
-    kept = cache_folder() / f"tar-{digest[:32]}.npz"
+    kept = cache_dir() / f"tar-{digest[:32]}.npz"
     try:
         with np.load(kept, allow_pickle=False) as data:
             return dict(data)

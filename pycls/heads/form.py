@@ -30,6 +30,11 @@ class Link:
         """Whether z is u."""
         return type(self) is Link
 
+    @property
+    def compiled(self) -> tuple[int, float] | None:
+        """Its number in rows.c and the constant that it has there; None for a link that is not there."""
+        return (0, 0.0) if self.identity else None
+
     def apply_(self, u: Tensor, scale: Tensor | None) -> Tensor:
         """The logits of measures ``u``; may overwrite ``u``."""
         return u

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +51,20 @@ class Places:
     def add(self, values: Tensor, added: Tensor) -> None:
         """Adds ``added`` [N, 1] at the targets."""
         values.scatter_add_(1, self.column, added if self.there is None else torch.where(self.there, added, 0))
+
+
+class Sums(NamedTuple):
+    """Of the exponentials of the logits (plus offset) of the classes that are not the target, each [N].
+
+    Attributes:
+        top: the largest of these logits.
+        total: the sum of the exponentials of these logits less ``top``.
+        log_sum: ``top + log(total)``.
+    """
+
+    top: Tensor
+    total: Tensor
+    log_sum: Tensor
 
 
 @dataclass
@@ -115,42 +130,54 @@ class Chunk:
         z = self.form.link.apply_(u, self.work.scale)
         return u if z is u else u.copy_(z)
 
-    def pull(
-        self, grad: Tensor, z: Tensor, grad_x: Tensor | None, grad_weight: Tensor | None, along_x: Tensor | None
-    ) -> None:
-        """From the gradient by the measures [N, c] to those by x (set by the first chunk, then added to) and prototypes.
-
-        Of what depends on |x| only the sums over the classes are added to ``along_x`` [N, 1].
-        """
-        form, stretch, factor = self.form, None, 1.0  # stretch [c]: of the gradient along each prototype itself
+    def pull(self, grad: Tensor, z: Tensor, grads: "Gradients") -> None:
+        """From the gradient by the measures [N, c] to those by x and the prototypes."""
+        form, along = self.form, grad
+        stretch: Tensor | None = None
         if form.kind == "cosine":
             # d(p / |w|) / dw = x / |w| - u w / |w|^2
             along = grad * form.link.measure(z, self.work.scale)
-            if along_x is not None:
-                along_x += along.sum(dim=1, keepdim=True)
-            if grad_weight is not None:
-                if self.picks is not None:
-                    along = _spread(along, self.picks, form.num_centers)
-                assert self.inverse is not None
-                stretch = along.sum(dim=0).mul_(self.inverse).mul_(self.inverse)
-        elif form.kind == "distance":
-            factor = 2 * form.rate
-            if along_x is not None:
-                along_x += grad.sum(dim=1, keepdim=True)
+        if grads.along_x is not None:
+            grads.along_x += along.sum(dim=1, keepdim=True)
         if self.picks is not None:
+            if form.kind != "product" and grads.weight is not None:
+                along = _spread(along, self.picks, form.num_centers)
             grad = _spread(grad, self.picks, form.num_centers)
+        if form.kind != "product" and grads.weight is not None:
+            stretch = along.sum(dim=0)
         if self.inverse is not None:
             grad = grad.mul_(self.inverse)
-        if grad_x is not None:
-            grad_x.addmm_(grad, self.block, beta=float(self.low > 0), alpha=factor)
-        if grad_weight is not None:
-            if form.kind == "distance":
-                stretch = grad.sum(dim=0)
-            rows = grad_weight[self.rows]
-            if stretch is None:
-                torch.mm(grad.t(), self.work.x, out=rows)
-            else:
-                torch.mul(self.block, stretch[:, None], out=rows).addmm_(grad.t(), self.work.x, beta=-factor, alpha=factor)
+        factor = 2 * form.rate if form.kind == "distance" else 1.0
+        if grads.x is not None:
+            grads.x.addmm_(grad, self.block, beta=float(self.low > 0), alpha=factor)
+        if grads.weight is None:
+            return
+        rows = grads.weight[self.rows]
+        if stretch is None:
+            torch.mm(grad.t(), self.work.x, out=rows)
+            return
+        if self.inverse is not None:
+            stretch = stretch.mul(self.inverse).mul_(self.inverse)
+        torch.mul(self.block, stretch[:, None], out=rows).addmm_(grad.t(), self.work.x, beta=-factor, alpha=factor)
+
+
+@dataclass
+class Gradients:
+    """What the backward pass fills, or None for what is not wanted.
+
+    Attributes:
+        x: [N, D].
+        weight: [K * centers, D].
+        bias: [K].
+        scale: 0-dim, by the link's scale, times it.
+        along_x: [N, 1], the sums over the classes of what depends on |x|.
+    """
+
+    x: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    scale: Tensor | None
+    along_x: Tensor | None
 
 
 def _spread(values: Tensor, picks: Tensor, centers: int) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pycls.heads.form import TINY, Form, float_products
-from pycls.heads.gram_chunk import Chunk, Operands, Places, chunks
+from pycls.heads.gram_chunk import Chunk, Gradients, Operands, Places, Sums, chunks
+from pycls.heads.gram_native import Rows, rows_for
 
 
 class Gram(torch.autograd.Function):
@@ -26,125 +27,143 @@ class Gram(torch.autograd.Function):
         buffer = None if keep else x.new_empty(samples, limits[0][1])
         inverse = x.new_empty(len(weight)) if form.kind == "cosine" else None
         picks = x.new_zeros(samples, classes, dtype=torch.uint8) if form.num_centers > 1 else None
+        columns = _columns(targets)
+        native = rows_for(form, columns, bias, x, weight, offset, total)
         factor = row = None
-        if length is not None:
+        if length is not None and native is not None:
+            x, factor = native.stretch(x, float(length))
+        elif length is not None:
             factor = torch.threshold_(torch.linalg.vector_norm(x, dim=1, keepdim=True), TINY**0.5, math.inf)
             factor = factor.reciprocal_().mul_(length)
             x = x * factor
+        elif form.kind == "distance" and native is not None:
+            row = native.squares(x, form.constant, -form.rate)
         elif form.kind == "distance":
             row = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().mul_(-form.rate).add_(form.constant)
         work = Operands(x, weight, form, bias, scale, row, inverse, picks)
-        columns = _columns(targets)
-        measure: list[Tensor | None] = [None] * len(columns)
-        sums: list[list[Tensor]] = [[] for _ in columns]  # log-sum-exp [N, 1] of each label set's chunks
-        rivals: list[list[Tensor]] = [[] for _ in columns]
+        measure: list[Tensor] = [] if native is None or not columns else [x.new_zeros(samples)]
+        parts: list[list[Sums]] = [[] for _ in columns]  # of each label set's chunks
+        rivals: list[Tensor] = []
         whole = None if total is None else x.new_zeros(samples)
-        share = None
         for low, high in limits:
             part = Chunk(low, high, work)
-            u = part.measures(_view(z, buffer, low, high), first=True)
-            places = [Places(column, low, high, absent or len(limits) > 1) for column in columns]
-            measure = [place.read(u, found) for place, found in zip(places, measure, strict=True)]
-            logits = part.logits(u)
+            logits = _view(z, buffer, low, high)
+            rival = x.new_empty(samples) if reduce and not keep else None
+            if native is not None:
+                found = Sums(*x.new_empty(3, samples)) if reduce else None
+                column, own = (columns[0], measure[0]) if columns else (None, None)
+                native.forward(part, logits, column, offset, own, found, rival)
+                if found is not None:
+                    parts[0].append(found)
+            else:
+                u = part.measures(logits, first=True)
+                places = [Places(column, low, high, absent or len(limits) > 1) for column in columns]
+                measure = [place.read(u, measure[k] if measure else None) for k, place in enumerate(places)]
+                logits = part.logits(u)
+                if reduce:
+                    same = form.link.identity and offset is None
+                    shifted = logits.contiguous() if offset is None else logits + offset[low:high]
+                    for place, of_set, known in zip(places, parts, measure, strict=True):
+                        old = place.put(shifted, -torch.inf, known if same else None)
+                        of_set.append(_sums(shifted))
+                        if shifted is logits or len(places) > 1:
+                            place.restore(shifted, old)
+                if rival is not None:
+                    old = places[0].put(logits, -torch.inf)
+                    torch.amax(logits, dim=1, out=rival)
+                    places[0].restore(logits, old)
             if whole is not None and total is not None:
                 whole += logits @ total[low:high]
-            if not reduce:
-                continue
-            shifted = logits.contiguous() if offset is None else logits + offset[low:high]
-            same = form.link.identity and offset is None
-            for k, place in enumerate(places):
-                old = place.put(shifted, -torch.inf, measure[k] if same else None)
-                share, log_sum = _softmax(shifted)
-                sums[k].append(log_sum)
-                if shifted is logits or len(places) > 1:
-                    place.restore(shifted, old)
-                if not keep:
-                    old = place.put(logits, -torch.inf)
-                    rivals[k].append(logits.amax(dim=1, keepdim=True))
-                    place.restore(logits, old)
-        log_sums = [_joined(parts) for parts in sums if parts]
-        others = [_merged(parts, classes) for parts in log_sums]
-        rival = _joined(rivals[0]).amax(dim=1) if reduce and not keep else None
+            if rival is not None:
+                rivals.append(rival)
+        sums = [_merged(of_set, classes) for of_set in parts if of_set]
+        rival = torch.stack(rivals).amax(dim=0) if rivals else None
         if rival is not None:
             ctx.mark_non_differentiable(rival)
         norms_found = [_rows(weight, column).square_().sum(dim=1) for column in columns] if norms else []
-        # one chunk and one label set: the softmax is small enough to keep, and saves the backward pass its own
-        share = share if len(limits) == 1 and len(columns) == 1 else None
         ctx.set_materialize_grads(False)
-        ctx.absent = absent
+        ctx.absent, ctx.native = absent, native
         ctx.form, ctx.limits, ctx.sets, ctx.length = form, limits, len(columns), length if isinstance(length, float) else None
         ctx.save_for_backward(
             x, weight, bias, scale, length if isinstance(length, Tensor) else None, factor, row, offset, targets, total, z,
-            inverse, picks, share, *others, *([] if share is not None else log_sums),
+            inverse, picks, *(value for found in sums for value in found[:2]),
         )  # fmt: skip
-        return z, whole, rival, *others, *(m[:, 0] for m in measure if m is not None), *norms_found
+        measure = [values if native is not None else values[:, 0] for values in measure]
+        return z, whole, rival, *(found.log_sum for found in sums), *measure, *norms_found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, grad_z: Tensor | None, grad_total: Tensor | None, _: Tensor | None, *by_sets: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        (x, weight, bias, scale, length, factor, row, offset, targets, total, z, inverse, picks, share,
+        (x, weight, bias, scale, length, factor, row, offset, targets, total, z, inverse, picks,
          *of_sums) = ctx.saved_tensors  # fmt: skip
         form: Form = ctx.form
-        sets = ctx.sets
-        others, log_sums = of_sums[:sets], of_sums[sets:]
-        grad_others, grad_measure, grad_norms = _by_set(by_sets, sets, bool(others))
+        sums = [Sums(top, share, share) for top, share in zip(of_sums[::2], of_sums[1::2], strict=True)]
+        grad_others, grad_measure, grad_norms = _by_set(by_sets, ctx.sets, bool(sums))
         need_x, need_weight, need_bias, need_scale, need_length = ctx.needs_input_grad[:5]
-        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
-        grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None
-        grad_bias = torch.empty_like(bias) if need_bias and bias is not None else None
-        grad_scale = x.new_zeros(()) if need_scale and scale is not None else None
-        along_x = x.new_zeros(len(x), 1) if factor is not None or row is not None else None
+        grads = Gradients(
+            torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None,
+            torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None,
+            torch.empty_like(bias) if need_bias and bias is not None else None,
+            x.new_zeros(()) if need_scale and scale is not None else None,
+            x.new_zeros(len(x), 1) if factor is not None or row is not None else None,
+        )
         buffer = x.new_empty(len(x), ctx.limits[0][1]) if z is None else None
         work = Operands(x, weight, form, bias, scale, row, inverse, picks)
         columns = _columns(targets)
+        native: Rows | None = ctx.native if grad_z is None and grad_others else None
         with float_products(x.device.type):
-            for number, (low, high) in enumerate(ctx.limits):
+            for low, high in ctx.limits:
                 part = Chunk(low, high, work)
                 logits = _view(z, buffer, low, high)
+                if native is not None:
+                    if z is None:
+                        native.forward(part, logits, None, offset, None, None, None)
+                    native.backward(part, logits, columns[0], offset, sums[0], grad_others[0], grad_total, total,
+                                    grad_measure[0] if grad_measure else None, grads)  # fmt: skip
+                    continue
                 if z is None:
                     logits = part.logits(part.measures(logits, first=False))
                 places = [Places(column, low, high, ctx.absent or len(ctx.limits) > 1) for column in columns]
-                grad = None if grad_z is None else grad_z[:, low:high].clone()
+                by_logits = None if grad_z is None else grad_z[:, low:high].clone()
                 if grad_others:
-                    if share is not None:
-                        by_sum = share * grad_others[0]
-                    else:
-                        weights = [(sums[:, number] - whole).exp_()[:, None] * by_whole for sums, whole, by_whole
-                                   in zip(log_sums, others, grad_others, strict=True)]  # fmt: skip
-                        shifted = logits.clone() if offset is None else logits + offset[low:high]
-                        by_sum = _weighted_softmax(shifted, places, weights)
-                    grad = by_sum if grad is None else grad.add_(by_sum)
+                    shifted = logits.clone() if offset is None else logits + offset[low:high]
+                    by_sum = _by_sums(shifted, places, sums, grad_others)
+                    by_logits = by_sum if by_logits is None else by_logits.add_(by_sum)
                 if grad_total is not None:
                     spread = torch.outer(grad_total, total[low:high])
-                    grad = spread if grad is None else grad.add_(spread)
-                if grad is None:
-                    grad = torch.zeros_like(logits)
-                if grad_scale is not None:
-                    grad_scale += (grad * logits).sum()
-                grad = form.link.pull_(grad, logits, scale)
+                    by_logits = spread if by_logits is None else by_logits.add_(spread)
+                if by_logits is None:
+                    by_logits = torch.zeros_like(logits)
+                if grads.scale is not None:
+                    grads.scale += (by_logits * logits).sum()
+                grad = form.link.pull_(by_logits, logits, scale)
                 for place, added in zip(places, grad_measure, strict=False):
                     place.add(grad, added)
-                if grad_bias is not None:
-                    torch.sum(grad, dim=0, out=grad_bias[low:high])
-                part.pull(grad, logits, grad_x, grad_weight, along_x)
-            if grad_weight is not None:
+                if grads.bias is not None:
+                    torch.sum(grad, dim=0, out=grads.bias[low:high])
+                part.pull(grad, logits, grads)
+            if grads.weight is not None:
                 for column, by_square in zip(columns, grad_norms, strict=False):
-                    grad_weight.index_add_(0, column[:, 0].clamp(min=0), _rows(weight, column).mul_(2 * by_square))
-        if grad_scale is not None:
-            grad_scale /= scale
+                    grads.weight.index_add_(0, column[:, 0].clamp(min=0), _rows(weight, column).mul_(2 * by_square))
+        if grads.scale is not None:
+            grads.scale /= scale
         grad_length = None
-        if factor is not None and along_x is not None:
+        if factor is not None and grads.along_x is not None:
             # d(s x / |x|) / dx = s / |x| - (s x / |x|) (s x / |x|)^T / (s |x|)
             size = ctx.length if length is None else length
             if need_length:
-                grad_length = along_x.sum() / size
-            if grad_x is not None:
-                grad_x = grad_x.mul_(factor).addcmul_(x, along_x.mul_(factor).mul_(-1 / size**2))
-        elif along_x is not None and grad_x is not None:
-            grad_x.addcmul_(x, along_x, value=-2 * form.rate)
-        return grad_x, grad_weight, grad_bias, grad_scale, grad_length, *(None,) * 9
+                grad_length = grads.along_x.sum() / size
+            if grads.x is not None and native is not None:
+                native.combine_(grads.x, 1.0, factor, x, -1 / float(size) ** 2, grads.along_x, factor, 1)
+            elif grads.x is not None:
+                grads.x.mul_(factor).addcmul_(x, grads.along_x.mul_(factor).mul_(-1 / size**2))
+        elif grads.along_x is not None and grads.x is not None and native is not None:
+            native.combine_(grads.x, 1.0, None, x, -2 * form.rate, grads.along_x, None, 1)
+        elif grads.along_x is not None and grads.x is not None:
+            grads.x.addcmul_(x, grads.along_x, value=-2 * form.rate)
+        return grads.x, grads.weight, grads.bias, grads.scale, grad_length, *(None,) * 9
 
 
 def _by_set(by_sets: Sequence[Tensor | None], sets: int, reduced: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -179,33 +198,39 @@ def _rows(weight: Tensor, column: Tensor) -> Tensor:
     return weight.index_select(0, column[:, 0].clamp(min=0))
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Columns [N, 1] of the chunks, side by side."""
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+def _merged(parts: list[Sums], classes: int) -> Sums:
+    """Those of the whole from those of its chunks. Without any other class there is nothing to sum: a finite stand-in for
+    log 0 keeps the gradients finite."""
+    if len(parts) > 1:
+        tops, totals = torch.stack([part.top for part in parts]), torch.stack([part.total for part in parts])
+        top = tops.amax(dim=0)
+        total = totals.mul_((tops - top).exp_()).sum(dim=0)
+        return Sums(top, total, total.log().add_(top))
+    if classes > 1:
+        return parts[0]
+    top = parts[0].top.clamp(min=torch.finfo(parts[0].top.dtype).min / 4)
+    return Sums(top, torch.ones_like(top), top)
 
 
-def _merged(log_sums: Tensor, classes: int) -> Tensor:
-    """Log-sum-exp [N] of those of the chunks. Without any other class it is empty: a finite stand-in for log 0 keeps the
-    gradients finite."""
-    merged = log_sums.logsumexp(dim=1) if log_sums.shape[1] > 1 else log_sums[:, 0]
-    return merged.clamp(min=torch.finfo(merged.dtype).min / 4) if classes == 1 else merged
-
-
-def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax [N, c] and log-sum-exp [N, 1] of z, where at most one of a row is -inf. One kernel makes the softmax; the
-    largest share tells the sum: ``exp(max z - log sum)``."""
+def _sums(z: Tensor) -> Sums:
+    """Of z [N, c], where at most one of a row is -inf. Softmax is one kernel, quicker than exp alone; the largest share tells
+    the sum."""
+    top = z.amax(dim=1)
     if z.shape[1] == 1:
-        return (z > -torch.inf).to(z.dtype), z.clone()
-    share = torch.softmax(z, dim=1)
-    return share, z.amax(dim=1, keepdim=True) - share.amax(dim=1, keepdim=True).log_()
+        return Sums(top, (top > -torch.inf).to(z.dtype), top)
+    total = torch.softmax(z, dim=1).amax(dim=1).reciprocal_()
+    return Sums(top, total, total.log().add_(top))
 
 
-def _weighted_softmax(shifted: Tensor, places: list[Places], weights: list[Tensor]) -> Tensor:
-    """Sum over the label sets of ``weights`` [N, 1] times the softmax [N, c] of ``shifted`` without the set's targets."""
+def _by_sums(
+    shifted: Tensor, places: list[Places], sums: list[Sums], by_others: list[Tensor]
+) -> Tensor:
+    """Sum over the label sets of ``by_others`` [N, 1] times the share ``exp(shifted - top) / total`` [N, c] of each class but
+    the set's targets."""
     result = None
-    for k, place in enumerate(places):
+    for k, (place, found, by_set) in enumerate(zip(places, sums, by_others, strict=True)):
         old = place.put(shifted, -torch.inf)
-        share = _softmax(shifted)[0].mul_(weights[k])
+        share = (shifted - found.top[:, None]).exp_().mul_(by_set / found.total[:, None])
         result = share if result is None else result.add_(share)
         if k + 1 < len(places):
             place.restore(shifted, old)

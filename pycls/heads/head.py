@@ -19,6 +19,8 @@ from pycls.heads.parts import (
     Target,
 )
 
+_EXACT = (torch.float32, torch.float64)
+
 Labels = Tensor | tuple[Tensor, Tensor, Tensor | float]
 """int64 [N], or a mixture (labels_a [N], labels_b [N], lam: number or [N]) meaning lam a + (1 - lam) b."""
 
@@ -121,27 +123,29 @@ class Head(nn.Module):
     def forward(self, features: Tensor, labels: Labels | None = None) -> HeadOutput:
         """Logits of features [N, D]; with labels also the loss and its terms."""
         with float_products(features.device.type):
-            x = features if features.dtype == torch.float64 else features.float()
-            queries = self.similarity.queries(x)
+            x = features if features.dtype in _EXACT else features.float()
+            similarity = self.similarity
+            queries = similarity.queries(x)
             if labels is None:
-                return HeadOutput(self._shown(self.similarity.scores(queries).logits))
-            targets, shares = _targets(labels, x, self.similarity.num_classes)
+                return HeadOutput(self._shown(similarity.scores(queries).logits))
+            targets, shares = _targets(labels, x, similarity.num_classes)
             return self._losses(x, queries, targets, shares)
 
     def _losses(self, x: Tensor, queries: Queries, targets: Tensor, shares: Tensor | None) -> HeadOutput:
         """Targets int64 [N, L] and the share of each in the loss [N, L], 0 where there is no target; None: all are 1."""
-        criterion, offset = self.criterion, self._offset(x.dtype)
+        similarity, criterion, offset = self.similarity, self.criterion, self._offset(x.dtype)
         clamped = targets if shares is None else targets.clamp(min=0)
         weights = criterion.class_weights()
-        if self.similarity.shard is not None:
-            self.similarity.shard.step = self.steps
+        auxiliaries = self._auxiliaries()
+        if similarity.shard is not None:
+            similarity.shard.step = self.steps
         if isinstance(criterion, SoftmaxCriterion):
             total: bool | Tensor = criterion.uses_total
             if total and weights is not None:
                 total = weights.to(x.dtype)
-            scores = self.similarity.scores(queries, clamped, reduce=True, total=total, offset=offset)
+            scores = similarity.scores(queries, clamped, reduce=True, total=total, offset=offset)
         else:
-            scores = self.similarity.scores(queries, clamped)
+            scores = similarity.scores(queries, clamped)
         mean = _Mean(targets, clamped, shares, None if weights is None else weights.to(x.dtype))
         total_loss: Tensor | None = None
         sums: dict[str, Tensor] = {}
@@ -150,34 +154,39 @@ class Head(nn.Module):
             plain, target = self._target_logits(scores, queries, labels, k)
             losses = self._criterion_losses(scores, plain, target, labels, k, offset)
             terms: dict[str, Tensor] = {_name(criterion): mean.of(losses, k)}
-            for auxiliary in self._auxiliaries():
+            for auxiliary in auxiliaries:
                 terms[auxiliary.term] = auxiliary(x, labels, plain, mean.even(k, x))
             for name, value in terms.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 total_loss = value if total_loss is None else total_loss + value
         if self.training:
-            self._advance(x, clamped, shares)
+            self.steps.add_(1)
+            if self.margin is not None:
+                self.margin.advance()
+            if auxiliaries:
+                _update(auxiliaries, x.detach(), clamped, shares)
         first = None
         if scores.logits is None:
             assert scores.rival is not None
-            first = self.similarity.link(scores.measure[0].detach()) > scores.rival
+            first = similarity.link(scores.measure[0].detach()) > scores.rival
         return HeadOutput(self._shown(scores.logits), total_loss, sums, first, scores.ranking)
 
     def _target_logits(self, scores: Scores, queries: Queries, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The target's logits [N] without and with margin, of label set k; the same tensor where there is none."""
-        plain = self.similarity.link(scores.measure[k])
-        if not self.training or self.margin is None:
+        similarity, margin, measure = self.similarity, self.margin, scores.measure[k]
+        plain = similarity.link(measure)
+        if not self.training or margin is None:
             return plain, plain
         target = Target(
             queries.norm,
             scores.squared_norm[k] if scores.squared_norm else None,
             scores.log_determinant[k] if scores.log_determinant else None,
         )
-        value = self.similarity.to_margin_domain(scores.measure[k], target)
-        harder = self.margin(value, labels)
+        value = similarity.to_margin_domain(measure, target)
+        harder = margin(value, labels)
         if self.margin_warmup > 0:
             harder = torch.lerp(value, harder, ((self.steps + 1) / self.margin_warmup).clamp(max=1).to(value.dtype))
-        return plain, self.similarity.link(self.similarity.from_margin_domain(harder, target))
+        return plain, similarity.link(similarity.from_margin_domain(harder, target))
 
     def _criterion_losses(
         self, scores: Scores, plain: Tensor, target: Tensor, labels: Tensor, k: int, offset: Tensor | None
@@ -196,18 +205,6 @@ class Head(nn.Module):
         assert scores.logits is not None
         return criterion(scores.logits, target, labels)
 
-    @torch.no_grad()
-    def _advance(self, x: Tensor, targets: Tensor, shares: Tensor | None) -> None:
-        """A training step is over: counters and centres move."""
-        self.steps.add_(1)
-        if self.margin is not None:
-            self.margin.advance()
-        for auxiliary in self._auxiliaries():
-            sets = targets.shape[1]
-            rows = x.detach().repeat(sets, 1) if sets > 1 else x.detach()
-            weights = x.new_ones(len(rows)) if shares is None else shares.t().flatten()
-            auxiliary.update(rows, targets.t().flatten(), weights)
-
     def _shown(self, logits: Tensor | None) -> Tensor | None:
         """The logits, with a post-hoc adjustment in evaluation mode."""
         if logits is None:
@@ -221,7 +218,7 @@ class Head(nn.Module):
         return None if offset is None else offset.to(dtype)
 
     def _auxiliaries(self) -> list[Auxiliary]:
-        return [module for module in self.auxiliaries if isinstance(module, Auxiliary)]
+        return list(self.auxiliaries)  # type: ignore[arg-type]
 
 
 def _targets(labels: Labels, x: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
@@ -238,14 +235,25 @@ def _targets(labels: Labels, x: Tensor, classes: int) -> tuple[Tensor, Tensor | 
         targets, shares = torch.stack((first, second), dim=1), torch.stack((lam, 1 - lam), dim=1)
     if len(targets) != len(x):
         raise ValueError(f"{len(x)} features but {len(targets)} labels")
-    if targets.device.type == "cpu" and len(targets):
-        least, largest = (int(value) for value in targets.aminmax())
+    if targets.device.type == "cpu" and len(targets) and not torch.compiler.is_compiling():
+        known = targets.flatten().tolist()  # of a batch quicker than a tensor's operations
+        least, largest = min(known), max(known)
         if largest >= classes:
             raise ValueError(f"label {largest} in a head of {classes} classes")
         if shares is None and least >= 0:
             return targets, None
     present = (targets >= 0).to(x.dtype)
     return targets, present if shares is None else shares * present
+
+
+@torch.no_grad()
+def _update(auxiliaries: list[Auxiliary], x: Tensor, targets: Tensor, shares: Tensor | None) -> None:
+    """A training step is over: centres move."""
+    sets = targets.shape[1]
+    rows = x.repeat(sets, 1) if sets > 1 else x
+    weights = x.new_ones(len(rows)) if shares is None else shares.t().flatten()
+    for auxiliary in auxiliaries:
+        auxiliary.update(rows, targets.t().flatten(), weights)
 
 
 class _Mean:

@@ -65,7 +65,7 @@ class Gaussian(Similarity):
         if covariance not in ("identity", "diagonal"):
             raise ValueError(f"covariance is identity or diagonal, not {covariance!r}")
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, in_features)))
-        self.diagonal = covariance == "diagonal"
+        self.diagonal = self.has_determinants = covariance == "diagonal"
         if self.diagonal:
             self.log_variance = nn.Parameter(torch.zeros(num_classes, in_features))
         self.form = Form() if self.diagonal else Form("distance", 0.5)
@@ -89,9 +89,9 @@ class Gaussian(Similarity):
         """-d - log|Lambda_y| / 2."""
         return -0.5 * (value if target.log_determinant is None else value + target.log_determinant)
 
-    def log_determinant(self, labels: Tensor) -> Tensor | None:
+    def log_determinant(self, labels: Tensor) -> Tensor:
         """log|Lambda_y| of a diagonal covariance; the identity's is 0."""
-        return self.log_variance.index_select(0, labels).sum(dim=1) if self.diagonal else None
+        return self.log_variance.index_select(0, labels).sum(dim=1)
 
     def extra_repr(self) -> str:
         """covariance."""

@@ -95,7 +95,8 @@ class ClassShard:
         labels = torch.where(here, targets - self.low, -1)
         offset = None if offset is None else offset[self.low : self.high]
         total = total[self.low : self.high] if isinstance(total, Tensor) else total
-        determinants = [similarity.log_determinant(column.clamp(min=0)) for column in labels.unbind(dim=1)]
+        determinants = [similarity.log_determinant(column.clamp(min=0)) for column in labels.unbind(dim=1)
+                        if similarity.has_determinants]  # fmt: skip
         if similarity.training and self.sample_rate < 1:
             chosen = self._chosen(labels[here])
             labels = torch.where(here, torch.searchsorted(chosen, labels.clamp(min=0)), -1)
@@ -108,7 +109,7 @@ class ClassShard:
             x, weight, similarity.form, bias=bias, offset=offset, targets=labels, reduce=True, total=total,
             norms=similarity.needs_norms, chunk=similarity.chunk, absent=True, **shared,
         )  # fmt: skip
-        by_owner = [*scores.measure, *scores.squared_norm, *(value for value in determinants if value is not None)]
+        by_owner = [*scores.measure, *scores.squared_norm, *determinants]
         sets = targets.shape[1]
         masks = list(here.unbind(dim=1))
         known = [torch.where(masks[k % sets], value, 0) for k, value in enumerate(by_owner)]

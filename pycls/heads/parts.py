@@ -43,6 +43,7 @@ class Similarity(nn.Module):
         form: how the measure u and the logits follow from the products (see ``gram.py``).
         domain: what a margin may act on: ``"cosine"``, ``"distance"`` (squared), or None for no margin at all.
         needs_norms: whether the target's measure needs the norm of its prototype.
+        has_determinants: whether a class has a covariance whose determinant its target's measure needs.
         log_likelihood: whether the logits are log-likelihoods of the features (up to a constant).
         chunk: classes worked on at a time; 0 chooses.
         shard: which of the classes this process has; None for all. Its own parameters (not its modules') are then theirs.
@@ -50,6 +51,7 @@ class Similarity(nn.Module):
 
     domain: ClassVar[Domain | None] = None
     needs_norms: bool = False
+    has_determinants: bool = False
     log_likelihood: ClassVar[bool] = False
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -90,9 +92,10 @@ class Similarity(nn.Module):
         """Logit of measure u [N], differentiable."""
         return u
 
-    def log_determinant(self, labels: Tensor) -> Tensor | None:
-        """[N], of the covariance of each label's class (int64 [N], of the prototypes that are here); None without one."""
-        return None
+    def log_determinant(self, labels: Tensor) -> Tensor:
+        """[N], of the covariance of each label's class (int64 [N], of the prototypes that are here). Only called where it
+        ``has_determinants``."""
+        raise AssertionError(f"{type(self).__name__} has no covariances")
 
     def scores(
         self,
@@ -112,8 +115,9 @@ class Similarity(nn.Module):
             targets=targets, reduce=reduce, total=total, norms=self.needs_norms and targets is not None,
             chunk=self.chunk,
         )
-        found = () if targets is None else (self.log_determinant(labels) for labels in targets.unbind(dim=1))
-        return scores._replace(log_determinant=tuple(value for value in found if value is not None))
+        if targets is None or not self.has_determinants:
+            return scores
+        return scores._replace(log_determinant=tuple(self.log_determinant(labels) for labels in targets.unbind(dim=1)))
 
 
 class Target(NamedTuple):

@@ -20,6 +20,11 @@ class _StudentT(Link):
     def __init__(self, kappa: float) -> None:
         self.kappa = kappa
 
+    @property
+    def compiled(self) -> tuple[int, float]:
+        """Number and kappa."""
+        return 2, self.kappa
+
     def apply_(self, u: Tensor, scale: Tensor | None) -> Tensor:
         assert scale is not None
         d = u.neg_().add_(1)

@@ -1,9 +1,12 @@
-"""The folder where what was fetched is kept between runs, and the place in it of what a URL names."""
+"""The folder where what was fetched or made is kept between runs, and the place in it of what a URL names."""
 
+import contextlib
 import hashlib
 import os
 import re
+import secrets
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 from pycls.errors import InputError
@@ -23,7 +26,7 @@ def cache_dir() -> Path:
     try:
         return Path.home() / ".cache" / "pycls"
     except RuntimeError:
-        raise InputError("there is no home directory to keep downloads in: name a folder with PYCLS_CACHE") from None
+        raise InputError("there is no home directory to keep files in: name a folder with PYCLS_CACHE") from None
 
 
 def place_of(url: str, folder: Path) -> Path:
@@ -37,3 +40,23 @@ def place_of(url: str, folder: Path) -> Path:
     stem, dot, ending = plain.rpartition(".")
     stem, ending = (stem, dot + ending) if dot else (plain or "file", "")
     return folder / f"{stem or 'file'}-{hashlib.sha256(url.encode()).hexdigest()[:8]}{ending}"
+
+
+def keep(path: Path, write: Callable[[Path], object]) -> bool:
+    """Makes the file ``path`` as a whole, or not at all where the folder cannot be written to; whether it is there.
+
+    Args:
+        path: in the cache directory.
+        write: makes the file at the path that it is given.
+    """
+    beside = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write(beside)
+        os.replace(beside, path)
+    except OSError:
+        return path.exists()
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+    return True

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def cutter() -> native.JpegCutter:
     found = native.jpeg_cutter()
     if found is None:
-        pytest.skip(f"no compiled cutter: {native.why_not()}")
+        pytest.skip("no compiled cutter: there is no compiler or no libjpeg here")
     return found
 
 
@@ -180,7 +180,7 @@ def test_batches_with_and_without_it(tmp_path: Path, train: bool, cutter: native
 
 def test_without_a_compiler_pillow_does_it(tmp_path: Path) -> None:
     """In a process whose PATH has no compiler; and with one whose headers are not there."""
-    code = "from pycls.data.native import jpeg_cutter, why_not; print(jpeg_cutter(), '|', why_not())"
+    code = "from pycls.data.native import jpeg_cutter; print(jpeg_cutter())"
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "cc").write_text("#!/bin/sh\nexit 1\n")
@@ -190,7 +190,7 @@ def test_without_a_compiler_pillow_does_it(tmp_path: Path) -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, check=False,
             env={"PATH": str(path), "PYTHONPATH": str(ROOT), "PYCLS_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
         )  # fmt: skip
-        assert done.returncode == 0 and done.stdout.startswith("None |") and reason in done.stdout, done
+        assert done.returncode == 0 and done.stdout == "None\n", done
         assert "JPEGs are decoded by Pillow" in done.stderr and reason in done.stderr
 
 
