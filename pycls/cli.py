@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def console() -> None:
     """The ``pycls`` command; 141 where the reader of its output has gone, as of ``| head``."""
     code = pipe.run(main)
-    if code:
+    if code or is_worker():
         leave(code)
 
 

@@ -23,6 +23,7 @@ from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.parallel import ClassShard, shard_classes
 from pycls.models.classifier import Classifier
+from pycls.models.recompute import blocks_of, recompute_blocks
 from pycls.registry import AUXILIARIES, CRITERIA, HEADS, MARGINS, MODELS, SIMILARITIES
 from pycls.runtime.distributed import Ranks
 
@@ -136,7 +137,7 @@ def head_warnings(model: Classifier) -> list[str]:
 
 
 def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:
-    """The model on its device, in its memory order, compiled if that is wanted."""
+    """The model on its device, in its memory order, with its blocks computed again and compiled if that is wanted."""
     if cfg.BN.SYNC:
         if device.type != "cuda":
             raise InputError(f"BN.SYNC works on GPUs, not on {device.type}")
@@ -144,6 +145,9 @@ def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:
     model = model.to(device)
     if cfg.MODEL.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if cfg.MODEL.ACTIVATION_CHECKPOINTING:
+        with user_errors("MODEL.ACTIVATION_CHECKPOINTING"):
+            recompute_blocks(model.backbone)
     if cfg.MODEL.COMPILE:
         model.backbone.compile()
     return model
@@ -157,7 +161,9 @@ def build_network(
         return model
     if fsdp:
         own = dict(model.named_parameters())
-        share_parameters(model, {own[name] for name in class_shards(model)})
+        backbone, head = model.get_submodule("backbone"), model.get_submodule("head")
+        blocks = blocks_of(backbone) or [child for child in backbone.children() if next(child.parameters(), None) is not None]
+        share_parameters(model, [*blocks, head], {own[name] for name in class_shards(model)})
         return model
     DistributedDataParallel = nn.parallel.DistributedDataParallel
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, class_shards(model))

@@ -29,6 +29,9 @@ def check(values: dict[str, Any], given: dict[str, Located]) -> None:
     _check_batch(values, start("TRAIN.BATCH_SIZE"))
     _check_dependent(values, given)
     _check_second_stage(values, given)
+    if values["MODEL.ACTIVATION_CHECKPOINTING"] and values["MODEL.COMPILE"]:
+        raise InputError(f"{start('MODEL.ACTIVATION_CHECKPOINTING')} does not go with MODEL.COMPILE: torch.compile chooses "
+                         "itself what to compute again")  # fmt: skip
     if values["LAUNCH.MODE"] in ("slurm", "submitit_local"):
         _check_job(values, start)
 

@@ -42,6 +42,8 @@ CORE: dict[str, Option] = {
                                  "dw or d1_w8_g8_r1"),
     "MODEL.SCALING_FACTOR": Option(1.0, "--mode scale: how many times the multiply-adds", low=0),
     "MODEL.COMPILE": Option(False, "compile the training step's forward and backward with torch.compile"),
+    "MODEL.ACTIVATION_CHECKPOINTING": Option(False, "keep only the inputs of the backbone's blocks for the backward pass, "
+                                             "which computes the rest again: less memory, a third more work"),
     "MODEL.CHANNELS_LAST": Option(True, "keep images and convolution weights in channels-last memory order"),
     "HEAD.NAME": Option("softmax", "the head, by name; empty when it is spelled out by its parts"),
     "HEAD.LR_MULT": Option(1.0, "learning rate of the head's parameters, as a multiple of the backbone's", low=0),
@@ -219,7 +221,8 @@ CORE: dict[str, Option] = {
 
 IRRELEVANT_TO_RESULT = frozenset({
     "DATA.DOWNLOAD", "DATA.HASH", "DATA.MAX_UNREADABLE", "DATA.ROOT", "DATA_LOADER.*", "DESC", "HEAD.PARALLEL", "IMPORTS",
-    "LAUNCH.*", "LOG_PERIOD", "LOG_SAMPLES", "MAX_GPUS_PER_NODE", "MODEL.SCALING_*", "NUM_GPUS", "NUM_PROCS", "NUM_THREADS",
-    "OUT_DIR", "PARALLEL.*", "PREC_TIME.*", "RUNTIME.*", "TENSORBOARD", "TEST.*", "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
+    "LAUNCH.*", "LOG_PERIOD", "LOG_SAMPLES", "MAX_GPUS_PER_NODE", "MODEL.ACTIVATION_CHECKPOINTING", "MODEL.SCALING_*",
+    "NUM_GPUS", "NUM_PROCS", "NUM_THREADS", "OUT_DIR", "PARALLEL.*", "PREC_TIME.*", "RUNTIME.*", "TENSORBOARD", "TEST.*",
+    "TRAIN.AUTO_RESUME", "TRAIN.CHECKPOINT_*",
 })
 """Patterns of options that may differ between two runs of the same training: where, how fast and what is written."""

@@ -60,12 +60,12 @@ def cutter(model: nn.Module) -> Callable[[str, Tensor], Tensor]:
     return cut
 
 
-def share_parameters(model: nn.Module, ignored: set[nn.Parameter]) -> None:
-    """FSDP2: shares the parameters out among all processes, which gather them for the forward and backward passes of one
-    unit at a time: the backbone's children, its rest, and the head. ``ignored`` stay as they are."""
+def share_parameters(model: nn.Module, units: Iterable[nn.Module], ignored: set[nn.Parameter]) -> None:
+    """FSDP2: shares the parameters out among all processes, which gather those of one of the ``units`` at a time for the
+    forward and backward passes, and what no unit has for all of both. ``ignored`` stay as they are."""
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last order
-    for unit in (*model.backbone.children(), model.backbone, model.head, model):  # type: ignore[operator,union-attr]
+    for unit in (*units, model):
         fully_shard(unit, ignored_params=ignored)
 
 

@@ -79,9 +79,10 @@ def report_error(error: BaseException) -> bool:
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End the process after an error was reported: a worker at once, any other process as usual.
+    """End the process when all is done or an error was reported: a worker at once, any other process as usual.
 
-    Shutting the interpreter down while collectives hang or peers are gone can block or abort, and bury the error.
+    Shutting the interpreter down while collectives hang or peers are gone can block or abort, and bury the error. After FSDP
+    it aborts now and then also when all is done: a thread of gloo is then still there.
     """
     if not is_worker():
         sys.exit(exit_code)

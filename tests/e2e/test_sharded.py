@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import DIGITS, call, finish, newest, result, start  # type: ignore[import-not-found]
+from running import DIGITS, assert_same_run, call, finish, newest, result, start  # type: ignore[import-not-found]
 
 from pycls.engine.state_file import load_weights
 from pycls.runtime.log import read_json_stats
@@ -91,7 +91,45 @@ def test_fsdp_trains_as_ddp_does(precision: object, pair: Callable[..., Path]) -
         assert_same_numbers(ours, theirs)
 
 
+VIT = ["MODEL.TYPE", "vit", "VIT.PATCH_SIZE", 2, "VIT.NUM_LAYERS", 2, "VIT.NUM_HEADS", 2, "VIT.HIDDEN_DIM", 32, "VIT.MLP_DIM",
+       64, "OPTIM.MAX_EPOCH", 1]  # fmt: skip
+RESNET = ["MODEL.TYPE", "resnet", "MODEL.DEPTH", 8, "OPTIM.MAX_EPOCH", 1]
+AGAIN = ["MODEL.ACTIVATION_CHECKPOINTING", True]
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    (a, _), (b, _) = (load_weights(folder / "model.safetensors") for folder in (ours, theirs))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_out_blocks_are_computed_again(tmp_path: Path) -> None:
+    """FSDP gathers a block's parameters once more for that."""
+    assert call(*WORDS, *VIT, "OUT_DIR", tmp_path / "whole").code == 0
+    ended = finish(start(*WORDS, *VIT, *AGAIN, *KINDS["fsdp"], "NUM_PROCS", 2, "OUT_DIR", tmp_path / "two"))
+    assert ended.code == 0 and ended.err == "", ended
+    assert [x[2] for x in curve(tmp_path / "two")] == pytest.approx([x[2] for x in curve(tmp_path / "whole")], rel=1e-5)
+    assert_same_weights(tmp_path / "two", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [False, "bf16"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_blocks_with_batch_norm_are_computed_again(kind: str, precision: object, tmp_path: Path) -> None:
+    words = [*WORDS, *RESNET, "NUM_PROCS", 2, "TRAIN.MIXED_PRECISION", precision, "TRAIN.ACCUM_STEPS", 3]
+    for name, more in (("plain", []), ("again", [*AGAIN, *KINDS[kind]])):
+        ended = finish(start(*words, *more, "OUT_DIR", tmp_path / name))
+        assert ended.code == 0, ended
+    if kind == "ddp":
+        assert_same_run(tmp_path / "again", tmp_path / "plain")
+    elif not precision:
+        assert_same_weights(tmp_path / "again", tmp_path / "plain")
+    losses = [[row[2] for row in curve(tmp_path / name)] for name in ("again", "plain")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2 if precision else 1e-5)
+
+
 @pytest.mark.parametrize(("words", "message"), [
+    (["MODEL.ACTIVATION_CHECKPOINTING", True], "LeNet5 has no blocks"),
+    (["MODEL.ACTIVATION_CHECKPOINTING", True, "MODEL.COMPILE", True], "does not go with MODEL.COMPILE"),
     (["HEAD.SAMPLE_RATE", 0.5], "needs HEAD.PARALLEL class"),
     (["HEAD.PARALLEL", "class", "HEAD.NAME", "smooth_topk"], "smooth_topk needs every logit"),
     (["HEAD.PARALLEL", "class", "TRAIN.MIXED_PRECISION", "fp16"], "take TRAIN.MIXED_PRECISION bf16"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import DIGITS, call, newest, result  # type: ignore[import-not-found]
+from running import DIGITS, assert_same_run, call, newest, result  # type: ignore[import-not-found]
 
 FAST = ["TENSORBOARD", "False", "OPTIM.MAX_EPOCH", "1"]
 
@@ -60,6 +60,25 @@ def test_compiled_model_trains_as_the_plain_one(tmp_path: Path) -> None:
         models.append(parameters(tmp_path / compiled))
     for name, weight in models[0].items():
         torch.testing.assert_close(models[1][name], weight, rtol=1e-3, atol=1e-4)
+
+
+EFFNET = ["MODEL.TYPE", "effnet", "EN.STEM_W", 16, "EN.DEPTHS", "[1, 2]", "EN.WIDTHS", "[16, 16]", "EN.EXP_RATIOS", "[1, 4]",
+          "EN.STRIDES", "[1, 2]", "EN.KERNELS", "[3, 3]", "EN.HEAD_W", 32, "EN.DC_RATIO", 0.3,
+          "OPTIM.EMA_UPDATE_PERIOD", 2]  # fmt: skip
+
+
+def test_activations_computed_again_change_nothing(tmp_path: Path) -> None:
+    """Not a bit, with drop connect, batch norm and a moving average; also when a run goes on without."""
+    words = [*DIGITS, *FAST, "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_KEEP", 9, *EFFNET]
+    for name in ("plain", "again"):
+        ended = call(*words, "MODEL.ACTIVATION_CHECKPOINTING", name == "again", "OUT_DIR", tmp_path / name)
+        assert ended.code == 0, ended.err
+    assert_same_run(tmp_path / "again", tmp_path / "plain")
+    (tmp_path / "again/result.json").unlink()
+    max((tmp_path / "again/checkpoints").glob("step_*")).unlink()
+    ended = call(*words, "OUT_DIR", tmp_path / "again")
+    assert ended.code == 0 and "continuing from epoch 2" in ended.out, ended
+    assert_same_run(tmp_path / "again", tmp_path / "plain")
 
 
 def test_accumulation_is_the_whole_batch_in_parts(tmp_path: Path) -> None:
