@@ -1,6 +1,6 @@
-"""Photographs from JPEG files to normalised batches: pycls beside torchvision and timm, in one run on the same files.
+"""Photographs from JPEG files to normalised batches: pycls beside torchvision, timm, DALI and FFCV, in one run.
 
-    python benchmarks/loading.py [--photos DIR] [--cores 1,2] [--repeats N] [--json FILE]
+    python benchmarks/loading.py [--photos DIR] [--cores 1,2] [--repeats N] [--peers timm DALI FFCV] [--json FILE]
 
 Training is RandomResizedCrop 224 and a flip, evaluation Resize 256 and CenterCrop 224, both antialiased; every method hands
 over float32 batches. As many loading processes as cores, and all processes, the one that consumes included, are bound to
@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import machine, quartiles, setting, shown_spread, table
+from loading_peers import MEAN, PEERS, STD, Maker, Passes, installed
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -36,10 +37,6 @@ from torchvision.transforms import v2
 from pycls.data.image_folder import ImageFolder
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.native import jpeg_cutter
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-Passes = Callable[[int], Iterable[object]]
-"""Number of the pass -> its batches."""
 
 
 def draw_photographs(folder: Path, count: int) -> None:
@@ -98,18 +95,6 @@ def tensors(root: Path, batch: int, cores: int, train: bool) -> Passes:
     return plain_loader(datasets.ImageFolder(str(root / "val"), chain, loader=read_rgb), batch, cores, train)
 
 
-def timms(root: Path, batch: int, cores: int, train: bool) -> Passes:
-    """timm's data set, transforms and loader with their defaults, without colour jitter."""
-    from timm.data import create_dataset, create_loader
-
-    data = create_dataset("", str(root / "val"), is_training=train)
-    loader = create_loader(
-        data, (3, 224, 224), batch, is_training=train, color_jitter=None, interpolation="bilinear", num_workers=cores,
-        mean=MEAN, std=STD, device=torch.device("cpu"), pin_memory=False, persistent_workers=True,
-    )  # fmt: skip
-    return lambda number: loader
-
-
 def ours(root: Path, batch: int, cores: int, train: bool, native: bool = True) -> Passes:
     """pycls, decoding by its own means or by Pillow."""
     data = ImageFolder(str(root), "train" if train else "val")
@@ -144,26 +129,23 @@ def seconds(passes: Passes, number: int, images: int) -> float:
     """Wall-clock time of a pass."""
     start, seen = time.perf_counter(), 0
     for batch in passes(number):
-        seen += len(batch[0])  # type: ignore[index]
+        seen += len(batch[0])
     if seen != images:
         raise SystemExit(f"error: a pass of {seen} images, not {images}")
     return time.perf_counter() - start
 
 
-def measure(root: Path, images: int, batch: int, cores: int, repeats: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    root: Path, images: int, batch: int, cores: int, repeats: int, peers: dict[str, Maker]
+) -> dict[str, dict[str, list[float]]]:
     """Train and eval -> method -> images a second, one a round; a first round is not counted."""
-    makers: dict[str, Callable[..., Passes]] = {
+    makers: dict[str, Maker] = {
         "torchvision ImageFolder (PIL)": imagefolder,
         "torchvision v2 (tensor)": tensors,
         "pycls": ours,
         "pycls, Pillow": lambda *given: ours(*given, native=False),
+        **peers,
     }
-    try:
-        import timm  # noqa: F401
-
-        makers["timm"] = timms
-    except ImportError:
-        pass
     if jpeg_cutter() is None:
         print("pycls decodes by Pillow; the warning says why")
     rates: dict[str, dict[str, list[float]]] = {}
@@ -202,6 +184,7 @@ def main() -> None:
     options.add_argument("--cores", default="1,2", help="how many to use, one after the other (1,2)")
     options.add_argument("--images", type=int, default=512, help="in a pass (512)")
     options.add_argument("--repeats", type=int, default=5, help="rounds (5)")
+    options.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="beside torchvision (all there are)")
     options.add_argument("--json", type=Path, help="a file for all figures")
     options.add_argument("--quick", action="store_true", help="a few images and one round: does it run at all?")
     given = options.parse_args()
@@ -212,6 +195,7 @@ def main() -> None:
         options.error("--images must be a multiple of 16, --repeats 1 or more")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    peers = installed(given.peers)
     everything = os.sched_getaffinity(0)
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -222,7 +206,7 @@ def main() -> None:
                 print(f"\n{cores} cores: this machine has {len(everything)}")
                 continue
             os.sched_setaffinity(0, sorted(everything)[:cores])
-            results[str(cores)] = measure(Path(temporary), given.images, batch, cores, given.repeats)
+            results[str(cores)] = measure(Path(temporary), given.images, batch, cores, given.repeats, peers)
             report(results[str(cores)], cores)
             os.sched_setaffinity(0, everything)
     if given.json:

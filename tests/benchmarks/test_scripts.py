@@ -19,6 +19,7 @@ import train_step
 from common import Measured, quartiles, side_by_side, table, verdict
 from head_entries import QUICK, SIZES, Ours, Plain, Problem, entries
 from head_memory import memory_of
+from loading_peers import PEERS, installed
 
 import pycls
 
@@ -111,11 +112,24 @@ def test_heads_has_every_head(main: Callable[..., str]) -> None:
 
 
 def test_loading() -> None:
-    text = run("loading.py", "--quick")
+    text = run("loading.py", "--quick", "--peers", "timm")
     for part in ("train, 1 core", "eval, 1 core"):
         assert part in text
     for row in ("torchvision ImageFolder (PIL)", "torchvision v2 (tensor)", "pycls", "pycls, Pillow", "decode only"):
         assert text.count(f"\n{row} ") == 2, row
+
+
+@pytest.mark.slow
+def test_loading_beside_all_that_is_installed() -> None:
+    text = run("loading.py", "--quick")
+    for name in PEERS:
+        assert text.count(f"\n{name} ") == 2 or f"{name} is left out: " in text, text
+
+
+def test_peers_that_are_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("loading_peers.PEERS", {"X": ("no_such_module", PEERS["timm"][1]), "Y": ("json", PEERS["timm"][1])})
+    assert list(installed(["X", "Y"])) == ["Y"]
+    assert capsys.readouterr().out == "X is left out: No module named 'no_such_module'\n"
 
 
 @linux
