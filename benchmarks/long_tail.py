@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Methods for long tails on one data set, each over several seeds: accuracy on many, medium and few.
+"""Methods for long tails on one data set, each over several seeds: accuracy on many, medium and few, the evaluation's own.
 
     python benchmarks/long_tail.py fashion_mnist_lt --root DATA        # minutes on a CPU
     python benchmarks/long_tail.py cifar100_lt --root DATA             # on a GPU
 
 Each method is a file of ``configs/<set>``, run as it is. A run that is finished is not run again, so that the command may be
-stopped and repeated. Prints mean and standard deviation over the seeds.
+stopped and repeated. Prints mean and standard deviation over the seeds, and whether the means are ordered as in the literature.
 """
 
 import argparse
@@ -13,14 +13,13 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from common import setting, table
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = {"many": (101, 10**9), "medium": (20, 100), "few": (0, 19)}
-"""Training images of a class, from and to (Liu et al., CVPR 2019)."""
 
 
 def train(config: Path, root: str, seed: int, out: Path, options: list[str]) -> dict[str, float]:
@@ -30,23 +29,35 @@ def train(config: Path, root: str, seed: int, out: Path, options: list[str]) -> 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{config.stem}: {done.stderr.strip() or done.stdout[-500:]}")
-    test = json.loads((out / "result.json").read_text(encoding="utf-8"))["test"]
-    images = np.bincount(np.load(out / "training_set.npz")["labels"], minlength=len(test["class_samples"]))
-    return accuracies(images, np.array(test["class_samples"]), np.array(test["class_errors"]))
+    return accuracies(json.loads((out / "result.json").read_text(encoding="utf-8"))["test"])
 
 
-def accuracies(images: np.ndarray, samples: np.ndarray, errors: np.ndarray) -> dict[str, float]:
-    """In percent, of each group that has classes, each class counting alike, and of all test images.
+def accuracies(test: Mapping[str, Any]) -> dict[str, float]:
+    """In percent: of each group of the evaluation that has classes, each class counting alike, and of all test images.
 
     Args:
-        images: for training, of each class [K].
-        samples: for testing, of each class [K].
-        errors: among them [K].
+        test: that of ``result.json``.
     """
-    right = 100 * (1 - errors / samples)
-    found = {name: float(right[(images >= low) & (images <= high)].mean()) for name, (low, high) in GROUPS.items()
-             if ((images >= low) & (images <= high)).any()}  # fmt: skip
-    return found | {"all": float(100 * (1 - errors.sum() / samples.sum()))}
+    groups = {name: 100 - group["err"] for name, group in test["groups"].items() if group["classes"]}
+    return groups | {"all": 100 - test["top1_err"]}
+
+
+def ordering(runs: Mapping[str, Sequence[Mapping[str, float]]], plain: str = "ce") -> list[str]:
+    """Whether the methods' means lie to cross entropy's as in the literature: above on few and all, below on many.
+
+    Kang et al. (ICLR 2020, table 5) have it so for cRT, LWS, tau-norm and NCM; Cao et al. (NeurIPS 2019) and Ren et al.
+    (NeurIPS 2020) the error on all for LDAM-DRW and balanced softmax.
+    """
+    means = {method: {name: statistics.mean(one[name] for one in found) for name in found[0]} for method, found in runs.items()}
+    first = means.pop(plain, None)
+    if first is None or not means:
+        return []
+    lines = []
+    for group, sign in (("many", -1), ("few", 1), ("all", 1)):
+        wrong = [method for method, mean in means.items() if group in mean and sign * (mean[group] - first[group]) < 0]
+        outcome = f"MISSED by {', '.join(wrong)}" if wrong else "kept"
+        lines.append(f"{'above' if sign > 0 else 'below'} cross entropy on {group}: {outcome}")
+    return lines
 
 
 def shown(values: list[float]) -> str:
@@ -66,6 +77,8 @@ def main() -> None:
     flags = parser.parse_args()
     files = sorted((ROOT / "configs" / flags.set).glob("*.yaml"))
     chosen = [path for path in files if flags.methods is None or path.stem in flags.methods]
+    if flags.seeds < 1 or not chosen or len(chosen) < len(set(flags.methods or ())):
+        parser.error(f"--seeds is 1 or more, --methods are of {', '.join(path.stem for path in files)}")
     runs: dict[str, list[dict[str, float]]] = {path.stem: [] for path in chosen}
     for seed in range(1, flags.seeds + 1):
         for path in chosen:
@@ -75,6 +88,7 @@ def main() -> None:
     rows = [[name, *(shown([one[column] for one in found]) for column in columns)] for name, found in runs.items()]
     print(setting())
     print(table([f"{flags.set}, {flags.seeds} seeds", *(f"{column} (%)" for column in columns)], rows))
+    print(*ordering(runs), sep="\n")
 
 
 if __name__ == "__main__":

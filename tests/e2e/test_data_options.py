@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from running import assert_same_run, call, result, samples
+from running import assert_same_run, call, finish, result, samples, start
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from bad_files import BAD, photograph, write_bad
@@ -47,6 +47,28 @@ def test_a_run_over_bad_files_ends_with_an_exact_account(tmp_path: Path) -> None
     refused = call(*folder(root, tmp_path / "strict", "DATA.MAX_UNREADABLE", 3))
     assert refused.code == 1 and refused.err.count("error: ") == 1 and "Traceback" not in refused.err
     assert "with it 4 images of train are unreadable, and DATA.MAX_UNREADABLE is 3" in refused.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_hundred_bad_files_of_twenty_kinds_among_two_thousand(tmp_path: Path) -> None:
+    """From a shell, on two loading processes: it ends, and each bad file is named once, with its reason, and nothing else."""
+    root, out = write_photos(tmp_path / "photos", 2000, 20), tmp_path / "out"
+    kinds = list(BAD)
+    bad = {str(write_bad(root / "train" / f"c{i // 20 % 4}", kinds[i % 20], i)) for i in range(200)}
+    assert len(kinds) == 20 and len(bad) == 200
+    options = ["OPTIM.BASE_LR", 0.01, "DATA.MAX_UNREADABLE", 200, "DATA_LOADER.NUM_WORKERS", 2, "LOG_SAMPLES", True]
+    ended = finish(start(*folder(root, out, *options)))
+    assert ended.code == 0 and "Traceback" not in ended.err, ended.err
+    assert result(out)["unreadable"] == {"train": 200}
+    lines = [line.split("\t") for line in (out / "unreadable.txt").read_text().splitlines()]
+    assert all(part == "train" and reason for part, _, reason in lines)
+    assert sorted(name for _, name, _ in lines) == sorted(bad)
+    assert ended.err.count("is left out") == 200, "each is named once, in two epochs"
+    assert "200 images of train could not be read" in ended.err
+    epochs = list(samples(out).values())
+    assert len(epochs) == 220 and all(len(ids) == 20 for ids in epochs), "others stand in for the bad ones"
+    assert len({i for ids in epochs for i in ids}) == 2000
 
 
 def test_what_is_wrong_is_one_line_before_training(tmp_path: Path) -> None:
