@@ -15,7 +15,7 @@ from pycls.engine.checkpoints import load_model_state
 from pycls.engine.state_file import load_weights
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
-from pycls.models.weight_names import FORMS, STEPS, Form, names, to_ours, turn_colours
+from pycls.models.weight_names import FORMS, STEPS, Form, first_convolution, names, to_ours, turn_colours
 from pycls.registry import HEADS
 from pycls.runtime.download import is_url, shown
 from pycls.zoo.catalogue import Colours, Entry, entries, find
@@ -82,7 +82,8 @@ def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> No
     """Copies weights into a classifier of the same architecture.
 
     A model whose weights want BGR gets the first convolution's input channels in the opposite order, so that it takes RGB
-    as every other one does. It is saved so, too. Weights of which nothing says what they want are taken to want RGB.
+    as every other one does. It is saved so, too. Weights of which nothing says what they want are taken to want RGB, which
+    a line of the log says of those in pycls's names.
 
     Args:
         model: a classifier.
@@ -98,6 +99,9 @@ def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> No
     state = _in_our_names(model, weights)
     if weights.colours == "BGR":
         state = turn_colours(state, model)
+    elif weights.colours is None and _form(model, weights) == "pycls" and state[first_convolution(model)].shape[1] == 3:
+        logger.warning("%s does not say whether its weights want RGB or BGR: RGB is assumed (tools/convert_weights.py "
+                       "--from-colours BGR turns them)", weights.source)  # fmt: skip
     given = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD)}
     kept = {name: tensor for name, tensor in own.items() if name.startswith(_HEAD)}
     if new_head and {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in kept.items()}:

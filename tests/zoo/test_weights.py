@@ -63,10 +63,14 @@ def test_the_published_net_sees_bgr_as_ours_sees_rgb(published: nn.Module, tmp_p
 
 
 @pytest.mark.parametrize(("dataset", "colours"), [("imagenet", "BGR"), ("cifar10", "RGB"), (None, None)])
-def test_a_checkpoint_says_itself_what_it_was_trained_on(tmp_path: Path, dataset: str | None, colours: str | None) -> None:
+def test_a_checkpoint_says_itself_what_it_was_trained_on(
+    tmp_path: Path, dataset: str | None, colours: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     about = {"cfg": f"TRAIN:\n  DATASET: {dataset}\n"} if dataset else {}
     file_of(random_model(), tmp_path / "w.pyth", **about)
     assert zoo.load(tmp_path / "w.pyth").colours == colours
+    zoo.load_into(random_model(), zoo.load(tmp_path / "w.pyth"))
+    assert ("RGB is assumed" in caplog.text) is (colours is None)
 
 
 def test_the_zoos_weights_for_pycls_and_back(published: nn.Module, site: Site, tmp_path: Path) -> None:
