@@ -132,19 +132,20 @@ class Problem:
     autocast: torch.dtype | None
     x: Tensor = field(init=False)
     y: Tensor = field(init=False)
+    leaves: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(self.size.n, self.size.d, generator=generator).to(self.device)
         if self.autocast is not None:
             self.x = self.x.to(self.autocast)  # what a backbone gives in mixed precision
-        self.x.requires_grad_()
+        self.leaves = [self.x.requires_grad_(), *self.module.parameters()]
         self.y = torch.randint(0, self.size.k, (self.size.n,), generator=generator).to(self.device)
 
     def call(self) -> None:
         """Forward and backward."""
-        self.module.zero_grad(set_to_none=True)
-        self.x.grad = None
+        for leaf in self.leaves:
+            leaf.grad = None
         with torch.autocast(self.device, dtype=self.autocast, enabled=self.autocast is not None):
             loss = self.module(self.x, self.y)
         loss.backward()

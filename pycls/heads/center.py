@@ -1,6 +1,6 @@
 """Centre loss (Wen, Zhang, Li, Qiao, ECCV 2016)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,28 @@ from pycls.heads.parts import Auxiliary
 from pycls.registry import AUXILIARIES, HEADS
 
 Update = Literal["paper", "gradient"]
+
+
+class _Pull(torch.autograd.Function):
+    """Half the weighted sum of ``|x_i - c_{y_i}|^2``, scalar. Its gradient is made with it: one array [N, D] to keep."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, centers: Tensor, labels: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
+        gaps = x - centers.index_select(0, labels)
+        pull = gaps * weights[:, None]
+        ctx.save_for_backward(pull, labels)
+        ctx.classes = len(centers)
+        return torch.dot(gaps.flatten(), pull.flatten()) / 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        pull, labels = ctx.saved_tensors
+        by_x = pull * grad
+        by_centers = None
+        if ctx.needs_input_grad[1]:
+            by_centers = by_x.new_zeros(ctx.classes, by_x.shape[1]).index_add_(0, labels, by_x, alpha=-1)
+        return by_x, by_centers, None, None
 
 
 @AUXILIARIES.register("center")
@@ -54,8 +76,8 @@ class CenterLoss(Auxiliary):
 
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, as a mean."""
-        distances = (features - self.centers.index_select(0, labels)).square().sum(dim=1)
-        return self.weight / 2 * (distances * weights).sum()
+        loss: Tensor = _Pull.apply(features, self.centers, labels, self.weight * weights)
+        return loss
 
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Equation 4; a mixture counts by its shares. Only the batch's own rows are touched."""
@@ -64,7 +86,8 @@ class CenterLoss(Auxiliary):
         if dist.is_available() and dist.is_initialized():
             features, labels, weights = (gathered(t) for t in (features, labels, weights))
         counts = features.new_ones(len(self.centers)).index_add_(0, labels, weights)
-        pull = (features - self.centers.index_select(0, labels)).mul_((self.center_rate * weights / counts[labels])[:, None])
+        rates = self.center_rate * weights / counts.index_select(0, labels)
+        pull = (features - self.centers.index_select(0, labels)).mul_(rates[:, None])
         self.centers.index_add_(0, labels, pull)
 
     def extra_repr(self) -> str:

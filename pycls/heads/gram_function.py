@@ -80,7 +80,10 @@ class Gram(torch.autograd.Function):
         rival = torch.stack(rivals).amax(dim=0) if rivals else None
         if rival is not None:
             ctx.mark_non_differentiable(rival)
-        norms_found = [_rows(weight, column).square_().sum(dim=1) for column in columns] if norms else []
+        norms_found = [] if not norms else [
+            native.squares_of_targets(weight, column) if native is not None else _rows(weight, column).square_().sum(dim=1)
+            for column in columns
+        ]  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.absent, ctx.native = absent, native
         ctx.form, ctx.limits, ctx.sets, ctx.length = form, limits, len(columns), length if isinstance(length, float) else None
@@ -146,6 +149,9 @@ class Gram(torch.autograd.Function):
                 part.pull(grad, logits, grads)
             if grads.weight is not None:
                 for column, by_square in zip(columns, grad_norms, strict=False):
+                    if native is not None:
+                        native.add_to_targets(grads.weight, weight, column, by_square)
+                        continue
                     grads.weight.index_add_(0, column[:, 0].clamp(min=0), _rows(weight, column).mul_(2 * by_square))
         if grads.scale is not None:
             grads.scale /= scale

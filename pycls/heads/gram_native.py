@@ -49,6 +49,7 @@ class Rows:
             "forward": [at, at, number, *[at] * 7], "backward": [at] * 11,
             "stretch": [at, size, size, number, number, at, at, count], "inverse": [at, size, size, number, at, count],
             "squares": [at, size, size, number, number, at, at, count],
+            "of_targets": [at, size, at, size, at, count], "to_targets": [at, at, size, at, size, at],
             "combine": [at, at, size, size, number, at, number, at, at, count, count],
         }  # fmt: skip
         for name, types in arguments.items():
@@ -62,6 +63,8 @@ class Rows:
     _inverse: Any
     _squares: Any
     _combine: Any
+    _of_targets: Any
+    _to_targets: Any
 
     def stretch(self, x: Tensor, length: float) -> tuple[Tensor, Tensor]:
         """Features [N, D] of the norm ``length``, and what they were multiplied with [N, 1]; a zero row stays."""
@@ -74,6 +77,18 @@ class Rows:
         out = rows.new_empty(len(rows), 1)
         self._squares(rows.data_ptr(), *rows.shape, constant, rate, _at(added), out.data_ptr(), _threads(rows))
         return out
+
+    def squares_of_targets(self, weight: Tensor, column: Tensor) -> Tensor:
+        """|w|^2 [N] of the prototypes of a column of targets, any one for -1."""
+        out = weight.new_empty(len(column))
+        self._of_targets(weight.data_ptr(), weight.shape[1], column.data_ptr(), len(column), out.data_ptr(),
+                         max(1, min(torch.get_num_threads(), len(column) * weight.shape[1] // ELEMENTS_A_THREAD)))  # fmt: skip
+        return out
+
+    def add_to_targets(self, grad: Tensor, weight: Tensor, column: Tensor, by_square: Tensor) -> None:
+        """Adds the gradient by those squares, [N, 1], to the one by all prototypes."""
+        self._to_targets(grad.data_ptr(), weight.data_ptr(), weight.shape[1], column.data_ptr(), len(column),
+                         by_square.contiguous().data_ptr())  # fmt: skip
 
     def forward(
         self, part: Chunk, z: Tensor, column: Tensor | None, offset: Tensor | None, measure: Tensor | None,

@@ -133,8 +133,8 @@ class _Psi(torch.autograd.Function):
         else:
             value, slope = (square - 1).mul_(8 * square).add_(1), (32 * square - 16).mul_(cos)
         if m > 1:
-            kinks = cos.new_tensor([math.cos(i * math.pi / m) for i in range(m - 1, 0, -1)])
-            k = (m - 1 - torch.bucketize(cos, kinks, right=True)).to(cos.dtype)  # kinks above cos
+            # at the ends of the intervals value and slope go on, so that rounding may take either
+            k = cos.clamp(-1, 1).acos_().mul_(m / math.pi).floor_().clamp_(max=m - 1)
             sign = 1 - 2 * torch.remainder(k, 2)
             value, slope = value.mul_(sign).sub_(k, alpha=2), slope.mul_(sign)
         ctx.save_for_backward(slope)

@@ -320,3 +320,23 @@ void pycls_rows_combine(float *out, const float *rows, int64_t n, int64_t d, flo
         for (int64_t k = 0; k < d; k++) o[k] = a * o[k] + b * v[k];
     }
 }
+
+/* out [n] = |w|^2 of the targets' rows of w [k, d]; of no row (a target below 0) that of the first. */
+void pycls_rows_of_targets(const float *w, int64_t d, const int64_t *target, int64_t n, float *out, int32_t threads)
+{
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < n; i++) out[i] = square_of(w + (target[i] > 0 ? target[i] : 0) * d, d);
+}
+
+/* Adds the gradient by those squares to grad [k, d]; a class may be several samples' target. */
+void pycls_rows_to_targets(float *grad, const float *w, int64_t d, const int64_t *target, int64_t n, const float *by_square)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t at = (target[i] > 0 ? target[i] : 0) * d;
+        const float b = 2 * by_square[i];
+        float *g = grad + at;
+        const float *v = w + at;
+#pragma omp simd
+        for (int64_t k = 0; k < d; k++) g[k] += b * v[k];
+    }
+}
