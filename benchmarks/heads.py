@@ -6,8 +6,8 @@
 
 The plain head is ``nn.Linear`` and ``F.cross_entropy``. A call is the loss of features [N, D] and its gradients by
 features and weights, all gradients made anew (set to None before, as an optimiser's ``zero_grad`` does). A head and the
-plain one take turns, right after each other. pytorch-metric-learning, if it is installed, has its own weights and takes the same
-features. "matrix products" are the three products with the weights alone, into memory that is there: what no head can
+plain one take turns, right after each other. pytorch-metric-learning, if it is installed, has its own weights and takes the
+same features. "matrix products" are the three products with the weights alone, into memory that is there: what no head can
 go below. On the CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in training: else it is luck whose
 gradients are faulted in anew at each call. A head with several prototypes a class stands beside a plain head of as many
 outputs, and L-GM with a diagonal covariance, whose arithmetic is that of twice the features, beside one of that size.
