@@ -17,6 +17,8 @@ WORDS = [*DIGITS, "OPTIM.MAX_EPOCH", 2, "TRAIN.BATCH_SIZE", 66, "TRAIN.CHECKPOIN
          "TENSORBOARD", False, "LOG_PERIOD", 1]  # fmt: skip
 KINDS = {
     "ddp": [],
+    "static": ["PARALLEL.STATIC_GRAPH", True, "TRAIN.ACCUM_STEPS", 3],
+    "accumulated": ["TRAIN.ACCUM_STEPS", 3],
     "class": ["HEAD.PARALLEL", "class"],
     "fsdp": ["PARALLEL.MODE", "fsdp"],
     "both": ["HEAD.PARALLEL", "class", "PARALLEL.MODE", "fsdp"],
@@ -78,6 +80,11 @@ def curve(folder: Path) -> list[tuple[str, str, float]]:
     """(epoch, step, mean loss of the epoch so far) of each step, from the log."""
     rows = read_json_stats(folder / "stdout.log", "train_iter")
     return [(row["epoch"], row["iter"], row["loss"]) for row in rows]
+
+
+def test_a_static_graph_changes_nothing(pair: Callable[..., Path]) -> None:
+    """DDP then sends gradients in another order; with accumulation, whose first parts it must not send."""
+    assert_same_run(pair("static"), pair("accumulated"))
 
 
 @pytest.mark.parametrize("precision", [False, pytest.param("bf16", marks=pytest.mark.slow)])
