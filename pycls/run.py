@@ -131,7 +131,7 @@ def _finish(
 ) -> None:  # fmt: skip
     """Tests the chosen weights, and writes what a person wants to see; ``first`` is the first of two stages' result."""
     result, found = _tested(cfg, trainer, test_set)
-    weights = model_state(trainer.model)
+    weights = model_state(trainer.model, everywhere=False)
     if not trainer.ranks.is_main:
         return
     tested, device, counts = found.numbers, trainer.device, trainer.extra["class_counts"]

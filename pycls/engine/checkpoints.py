@@ -120,9 +120,14 @@ class Checkpoints:
         return self.folder / BEST if (self.folder / BEST).is_file() else None
 
 
-def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, whole where each process has a part; all processes call it."""
-    join = joiner(model)
+def model_state(model: nn.Module, everywhere: bool = True) -> dict[str, Tensor]:
+    """Parameters and buffers by name, whole where each process has a part; all processes call it.
+
+    Args:
+        model: the model.
+        everywhere: whether every process wants the whole, or only rank 0 (:func:`pycls.engine.sharded.joiner`).
+    """
+    join = joiner(model, everywhere)
     return {name: join(name, value) for name, value in model.state_dict().items()}
 
 
@@ -144,9 +149,11 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], source: str)
     model.load_state_dict(state)
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimiser's state by parameter name, whole where each process has a part; all processes call it."""
-    join = joiner(model)
+def optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, everywhere: bool = True
+) -> dict[str, dict[str, Any]]:
+    """The optimiser's state by parameter name, joined as by :func:`model_state`."""
+    join = joiner(model, everywhere)
     return {
         name: {key: join(name, value) if isinstance(value, Tensor) else value for key, value in values.items()}
         for name, parameter in model.named_parameters()

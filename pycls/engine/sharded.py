@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pycls.runtime.distributed import agree, all_reduce_sum, gather_objects
+from pycls.runtime.distributed import agree, all_reduce_sum, gather_objects, gather_rows
 
 
 def class_shards(model: nn.Module) -> dict[str, Any]:
@@ -32,17 +32,25 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(class_shards(model)) or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def joiner(model: nn.Module) -> Callable[[str, Tensor], Tensor]:
+def joiner(model: nn.Module, everywhere: bool = True) -> Callable[[str, Tensor], Tensor]:
     """(name of a parameter or buffer, its value or a state of the optimiser for it) -> the whole.
 
-    Of a part it is in the host's memory. All processes call it for the same names in the same order.
+    Of a part it is in the host's memory: in every process, or in rank 0's only, where the others send theirs and get their own
+    back. All processes call it for the same names in the same order.
     """
     shards = class_shards(model)
 
     def join(name: str, value: Tensor) -> Tensor:
         if isinstance(value, DTensor):
-            return value.full_tensor().cpu()
-        return shards[name].whole(value.detach().cpu()) if name in shards else value
+            if everywhere:
+                return value.full_tensor().cpu()
+            most = -(-len(value) // value.device_mesh.size())  # FSDP2 cuts as torch.chunk does
+            sizes = [max(0, min(most, len(value) - rank * most)) for rank in range(value.device_mesh.size())]
+            return gather_rows(value.to_local().detach().cpu(), sizes)
+        if name not in shards or not value.ndim:
+            return value
+        part = value.detach().cpu()
+        return shards[name].whole(part) if everywhere else gather_rows(part, shards[name].sizes(part))
 
     return join
 

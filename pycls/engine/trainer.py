@@ -241,16 +241,16 @@ class Trainer:
             lr = self.schedule((self.step - 1) / len(self.loader))
             raise RunError(f"the weights {bad} are not finite after step {self.step - 1}, learning rate {lr:.4g}; "
                            "they were not saved")  # fmt: skip
-        state = self.state_dict()
+        state = self.state_dict(everywhere=False)
         if self.ranks.is_main:
             self.checkpoints.save(self.step, state, best)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the future; all processes call it."""
+    def state_dict(self, everywhere: bool = True) -> dict[str, Any]:
+        """Everything that decides the future, in every process or in rank 0 only; all processes call it."""
         return {
-            "model": model_state(self.model),
-            "ema": model_state(self.ema.model) if self.ema is not None else None,
-            "optimizer": optimizer_state(self.model, self.optimizer),
+            "model": model_state(self.model, everywhere),
+            "ema": model_state(self.ema.model, everywhere) if self.ema is not None else None,
+            "optimizer": optimizer_state(self.model, self.optimizer, everywhere),
             "scaler": self.scaler.state_dict(),
             "meter": gather_objects(self.meter.state_dict()),
             "epoch": self.epoch,

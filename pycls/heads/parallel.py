@@ -64,13 +64,14 @@ class ClassShard:
         per_class = len(value) // self.classes
         return value[self.low * per_class : self.high * per_class].clone()
 
+    def sizes(self, value: Tensor) -> list[int]:
+        """How many rows each process has of what this one has as ``value``."""
+        per_class = len(value) // (self.high - self.low)
+        return [(high - low) * per_class for low, high in map(self.limits, range(self.world_size))]
+
     def whole(self, value: Tensor) -> Tensor:
         """Undoes :meth:`part`: the rows of all classes, of each process's. All processes call it."""
-        if value.ndim == 0:
-            return value
-        per_class = len(value) // (self.high - self.low)
-        sizes = [(high - low) * per_class for low, high in map(self.limits, range(self.world_size))]
-        return _gathered(value, sizes)
+        return _gathered(value, self.sizes(value)) if value.ndim else value
 
     def scores(
         self, similarity: Similarity, queries: Queries, targets: Tensor | None, *, total: bool | Tensor, offset: Tensor | None

@@ -156,6 +156,28 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def gather_rows(part: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """The rows of all processes, in the order of their ranks, in rank 0; in any other just its own.
+
+    Args:
+        part: this process's rows [sizes[rank], ...], on the CPU, of one dtype in all processes.
+        sizes: how many each process has.
+    """
+    if not dist.is_initialized() or len(sizes) == 1:
+        return part
+    rank, whole = dist.get_rank(), part
+    if rank == 0:
+        whole = part.new_empty(sum(sizes), *part.shape[1:])
+        whole[: sizes[0]] = part
+        for source in range(1, len(sizes)):
+            if sizes[source]:
+                start = sum(sizes[:source])
+                dist.recv(whole[start : start + sizes[source]], src=source)
+    elif sizes[rank]:
+        dist.send(part.contiguous(), dst=0)
+    return whole
+
+
 def broadcast_object(value: Any, source: int = 0) -> Any:
     """The ``source`` process's ``value``, in every process. It is pickled: between processes of one run only."""
     if not dist.is_initialized():

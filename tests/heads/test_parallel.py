@@ -151,6 +151,14 @@ def test_a_state_of_one_process_goes_to_several_and_back(found: Found, trained: 
         assert all(torch.equal(state["model"][name], value) for name, value in trained["model"].items())
         for name, values in trained["optimizer"].items():
             assert all(torch.equal(state["optimizer"][name][key], value) for key, value in values.items())
+    (model, optimizer), *others = (of_rank["states"]["in rank 0"] for of_rank in found[world])
+    assert all(torch.equal(model[name], value) for name, value in trained["model"].items())
+    assert all(torch.equal(optimizer[name][key], value) for name, values in trained["optimizer"].items()
+               for key, value in values.items())  # fmt: skip
+    weight = "head.similarity.weight"
+    for of_rank, (model, optimizer) in zip(found[world][1:], others, strict=True):
+        rows = of_rank["states"]["rows"]
+        assert len(model[weight]) == len(optimizer[weight]["exp_avg"]) == rows, "the others have no more than their own"
     assert sum(of_rank["states"]["rows"] for of_rank in found[world]) == CLASSES
     assert {of_rank["states"]["rows"] for of_rank in found[world]} == {CLASSES // world, CLASSES // world + 1}
 
