@@ -44,6 +44,9 @@ class HeadOutput:
     ranking: Ranking | None = None
 
 
+torch.export.register_dataclass(HeadOutput)  # else DDP and FSDP do not find the loss in it
+
+
 class Head(nn.Module):
     """Features [N, D] (and labels) -> logits [N, K] (and loss).
 
