@@ -17,9 +17,14 @@ TINY = 1e-24
 """Squared norm under which a vector counts as zero: its cosine with anything is 0, and so is the gradient."""
 
 
-def float_products(device_type: str) -> AbstractContextManager[object]:
-    """Where the products of a head are made: outside of autocast. To ask is quicker than to leave what was never entered."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+_HERE = nullcontext()
+
+
+def float_products(x: Tensor) -> AbstractContextManager[object]:
+    """Where the products of a head with x are made: outside of autocast. To ask is quicker than to leave what was never
+    entered."""
+    kind = "cpu" if x.is_cpu else x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _HERE
 
 
 class Link:

@@ -107,13 +107,13 @@ def gram_scores(
     """
     if targets is None and torch.compiler.is_exporting():
         return Scores(_graph_logits(x, weight, form, bias, scale, length), None, None, (), (), ())
-    many = len(x) * (len(weight) // form.num_centers) > KEPT_ELEMENTS
-    keep = not (reduce and torch.is_grad_enabled() and (chunk > 0 or many))
-    weights = total if isinstance(total, Tensor) else weight.new_ones(len(weight) // form.num_centers) if total else None
+    classes = weight.size(0) // form.num_centers
+    keep = not (reduce and (chunk > 0 or x.size(0) * classes > KEPT_ELEMENTS) and torch.is_grad_enabled())
+    weights = total if isinstance(total, Tensor) else weight.new_ones(classes) if total else None
     logits, whole, rival, *of_sets = Gram.apply(
         x, weight, bias, scale, length, offset, targets, weights, form, reduce, norms, chunk, keep, absent
     )
-    sets = 0 if targets is None else targets.shape[1]
+    sets = 0 if targets is None else targets.size(1)
     others, of_targets = (tuple(of_sets[:sets]), of_sets[sets:]) if reduce else ((), of_sets)
     return Scores(logits, whole, rival, others, tuple(of_targets[:sets]), tuple(of_targets[sets:]))
 

@@ -12,6 +12,8 @@ from pycls.heads.form import CHUNK_ELEMENTS, LOGITS_ELEMENTS, TINY, Form
 
 def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple[int, int]]:
     """[low, high) of each chunk of classes with ``width`` numbers a class; what fits twice into the cache is not cut."""
+    if chunk <= 0 and num_classes * max(width, samples) <= CHUNK_ELEMENTS:
+        return [(0, num_classes)]
     if chunk <= 0:
         chunk = min(CHUNK_ELEMENTS // max(width, 1), LOGITS_ELEMENTS // max(samples, 1))
         chunk = max(256, chunk)
@@ -95,7 +97,7 @@ class Chunk:
         self.low, self.work, self.form = low, work, work.form
         centers = work.form.num_centers
         self.rows = slice(low * centers, high * centers)
-        whole = low == 0 and high * centers == len(work.weight)
+        whole = low == 0 and high * centers == work.weight.size(0)
         self.block = work.weight if whole else work.weight[self.rows]
         self.bias = work.bias if whole or work.bias is None else work.bias[low:high]
         self.inverse = None if work.inverse is None else work.inverse[self.rows]

@@ -21,11 +21,12 @@ class Gram(torch.autograd.Function):
         offset: Tensor | None, targets: Tensor | None, total: Tensor | None, form: Form, reduce: bool, norms: bool,
         chunk: int, keep: bool, absent: bool,
     ) -> tuple[Tensor | None, ...]:
-        samples, classes = len(x), len(weight) // form.num_centers
-        limits = chunks(classes, weight.shape[1] * form.num_centers, samples, chunk)
+        samples, (rows, width) = x.size(0), weight.shape
+        classes = rows // form.num_centers
+        limits = chunks(classes, width * form.num_centers, samples, chunk)
         z = x.new_empty(samples, classes) if keep else None
         buffer = None if keep else x.new_empty(samples, limits[0][1])
-        inverse = x.new_empty(len(weight)) if form.kind == "cosine" else None
+        inverse = x.new_empty(rows) if form.kind == "cosine" else None
         picks = x.new_zeros(samples, classes, dtype=torch.uint8) if form.num_centers > 1 else None
         columns = _columns(targets)
         native = rows_for(form, columns, bias, x, weight, offset, total)
@@ -50,7 +51,7 @@ class Gram(torch.autograd.Function):
             logits = _view(z, buffer, low, high)
             rival = x.new_empty(samples) if reduce and not keep else None
             if native is not None:
-                found = Sums(*x.new_empty(3, samples)) if reduce else None
+                found = Sums(*x.new_empty(3, samples).unbind()) if reduce else None
                 column, own = (columns[0], measure[0]) if columns else (None, None)
                 native.forward(part, logits, column, offset, own, found, rival)
                 if found is not None:
@@ -110,13 +111,13 @@ class Gram(torch.autograd.Function):
             torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None,
             torch.empty_like(bias) if need_bias and bias is not None else None,
             x.new_zeros(()) if need_scale and scale is not None else None,
-            x.new_zeros(len(x), 1) if factor is not None or row is not None else None,
+            x.new_zeros(x.size(0), 1) if factor is not None or row is not None else None,
         )
         buffer = x.new_empty(len(x), ctx.limits[0][1]) if z is None else None
         work = Operands(x, weight, form, bias, scale, row, inverse, picks)
         columns = _columns(targets)
         native: Rows | None = ctx.native if grad_z is None and grad_others else None
-        with float_products(x.device.type):
+        with float_products(x):
             for low, high in ctx.limits:
                 part = Chunk(low, high, work)
                 logits = _view(z, buffer, low, high)
@@ -187,7 +188,7 @@ def _by_set(by_sets: Sequence[Tensor | None], sets: int, reduced: bool) -> tuple
 def _view(z: Tensor | None, buffer: Tensor | None, low: int, high: int) -> Tensor:
     """Where a chunk's logits are: their columns of all logits, or the buffer that each chunk uses again."""
     if z is not None:
-        return z if high - low == z.shape[1] else z[:, low:high]
+        return z if high - low == z.size(1) else z[:, low:high]
     assert buffer is not None
     return buffer[:, : high - low]
 
@@ -196,7 +197,7 @@ def _columns(values: Tensor | None) -> list[Tensor]:
     """[N, L] as L columns [N, 1]."""
     if values is None:
         return []
-    return [values] if values.shape[1] == 1 else list(values.split(1, dim=1))
+    return [values] if values.size(1) == 1 else list(values.split(1, dim=1))
 
 
 def _rows(weight: Tensor, column: Tensor) -> Tensor:

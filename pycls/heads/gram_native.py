@@ -139,7 +139,7 @@ class Rows:
         grad = z.new_empty(z.shape)
         columns = by_scale = None
         if grads.bias is not None:
-            columns = grads.bias[part.low : part.low + z.shape[1]]
+            columns = grads.bias[part.low : part.low + z.size(1)] if block is not part.work.weight else grads.bias
         elif form.kind != "product":
             columns = z.new_empty(z.shape[1])
         if grads.scale is not None:
@@ -157,7 +157,7 @@ class Rows:
         if grads.x is not None:
             grads.x.addmm_(grad, block, beta=float(part.low > 0), alpha=factor)
         if grads.weight is not None:
-            rows = grads.weight[part.rows] if len(block) < len(grads.weight) else grads.weight
+            rows = grads.weight if block is part.work.weight else grads.weight[part.rows]
             torch.mm(grad.t(), part.work.x, out=rows)
             if columns is not None and form.kind != "product":
                 self.combine_(rows, factor, None, block, -factor, columns, part.inverse, 2)
@@ -211,7 +211,7 @@ def rows_for(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Te
         return None
     if bias is not None and form.kind == "cosine":
         return None
-    tensors = [tensor for tensor in (bias, *others) if tensor is not None]
-    if any(t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous() for t in tensors):
-        return None
-    return _rows() if all(column.is_contiguous() for column in columns) else None
+    for values in (bias, *others):
+        if values is not None and not (values.dtype is torch.float32 and values.is_cpu and values.is_contiguous()):
+            return None
+    return _rows() if not columns or columns[0].is_contiguous() else None

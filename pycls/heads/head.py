@@ -125,7 +125,7 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, labels: Labels | None = None) -> HeadOutput:
         """Logits of features [N, D]; with labels also the loss and its terms."""
-        with float_products(features.device.type):
+        with float_products(features):
             x = features if features.dtype in _EXACT else features.float()
             similarity = self.similarity
             queries = similarity.queries(x)
@@ -231,15 +231,16 @@ def _targets(labels: Labels, x: Tensor, classes: int) -> tuple[Tensor, Tensor | 
     when the data set was built.
     """
     if isinstance(labels, Tensor):
-        targets, shares = labels[:, None], None
+        targets, shares = labels.unsqueeze(1), None
     else:
         first, second, lam = labels
         lam = torch.as_tensor(lam, dtype=x.dtype, device=x.device).expand(len(x))
         targets, shares = torch.stack((first, second), dim=1), torch.stack((lam, 1 - lam), dim=1)
-    if len(targets) != len(x):
-        raise ValueError(f"{len(x)} features but {len(targets)} labels")
-    if targets.device.type == "cpu" and len(targets) and not torch.compiler.is_compiling():
-        known = targets.flatten().tolist()  # of a batch quicker than a tensor's operations
+    samples = x.size(0)
+    if targets.size(0) != samples:
+        raise ValueError(f"{samples} features but {targets.size(0)} labels")
+    if samples and targets.is_cpu and not torch.compiler.is_compiling():
+        known = targets.flatten().tolist()  # quicker than a tensor's operations
         least, largest = min(known), max(known)
         if largest >= classes:
             raise ValueError(f"label {largest} in a head of {classes} classes")
@@ -269,7 +270,7 @@ class _Mean:
     def of(self, losses: Tensor, k: int) -> Tensor:
         """Of the criterion's losses [N]."""
         if self.weights is None:
-            return losses.mean() if self.shares is None else torch.dot(losses, self.even(k, losses))
+            return torch.dot(losses, self.even(k, losses))
         weights = self.weights[_column(self.clamped, k)]
         if self.shares is not None:
             weights = weights * (_column(self.targets, k) >= 0)
@@ -279,7 +280,8 @@ class _Mean:
     def even(self, k: int, x: Tensor) -> Tensor:
         """[N], the share of each sample in a mean without weights, in x's type."""
         if self.shares is None:
-            return x.new_full((len(x),), 1 / max(len(x), 1))
+            samples = x.size(0)
+            return x.new_full((samples,), 1 / max(samples, 1))
         return _column(self.shares, k) / (_column(self.targets, k) >= 0).sum().clamp_(min=1)
 
 
