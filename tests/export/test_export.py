@@ -20,15 +20,18 @@ from pycls.registry import HEADS, MODELS
 ROOT = Path(__file__).parents[2]
 COUNTED = ("balanced_softmax", "ldam", "logit_adjustment")
 SMALL: dict[str, dict[str, Any]] = {
-    "anynet": {"image_size": 32},
+    "anynet": {"image_size": 32, "stem_w": 16, "depths": (1, 2), "widths": (16, 32), "strides": (1, 2), "se_on": True,
+               "bot_muls": (0.5, 1.0), "group_ws": (8, 8)},
     "densenet": {"image_size": 32, "depth": 40},
     "effnet": {"image_size": 32},
     "lenet5": {"image_size": 8},
     "regnet": {"image_size": 32, "se_on": True, "depth": 4},
     "resnet": {"image_size": 32, "depth": 20},
+    "timm": {"image_size": 32, "name": "resnet10t"},
+    "torchvision": {"image_size": 32, "name": "mobilenet_v3_small"},
     "vit": {"image_size": 32, "num_layers": 2, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64},
     "wrn": {"image_size": 32, "depth": 10},
-}
+}  # fmt: skip
 
 
 def trained(name: str = "lenet5", head: str = "softmax", **options: Any) -> Classifier:
@@ -95,6 +98,8 @@ def test_an_exported_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in MODELS.names() if MODELS.get(name).__module__.startswith("pycls.")])
 def test_every_backbone(tmp_path: Path, name: str, to: str) -> None:
     pytest.importorskip("onnxruntime", reason="pip install 'pycls-heads[export]'")
+    if name == "timm":
+        pytest.importorskip("timm", reason="pip install 'pycls-heads[timm]'")
     model = trained(name)
     channels = 1 if name.startswith(("lenet", "lsoftmax")) else 3
     assert export(model, channels, SMALL.get(name, {}).get("image_size", 28), tmp_path / "model", to) <= 1e-4
