@@ -43,7 +43,6 @@ class TrainMeter:
         self._noted: list[tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor]] = []
         self._kept = 0
 
-    @torch.no_grad()
     def update(
         self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor | None, labels: Tensor, first: Tensor | None = None
     ) -> None:

@@ -153,7 +153,8 @@ class Trainer:
         """Forward, backward, step: one global batch."""
         settings = self.settings
         parts = settings.accum_steps
-        for k, (some, targets) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+        pieces = zip(images.chunk(parts), labels.chunk(parts), strict=True) if parts > 1 else ((images, labels),)
+        for k, (some, targets) in enumerate(pieces):
             seen: Any = targets
             if self.mix is not None:
                 some, seen = self.mix(some, targets, self.step * parts + k)
