@@ -21,6 +21,7 @@ class Site:
         ranges: whether Range is understood.
         validators: whether there is an ETag.
         statuses: answers of the next requests, before anything else; 0 for a real one.
+        reason: the words beside such a status; None for the usual ones.
         pause_s: seconds before each 64 KiB of a body.
         extra: bytes by which the stated length is too large.
         requests: (path, first byte asked for) of each GET.
@@ -35,6 +36,7 @@ class Site:
     validators: bool = True
     lengths: bool = True
     statuses: list[int] = field(default_factory=list)
+    reason: str | None = None
     pause_s: float = 0.0
     extra: int = 0
     requests: list[tuple[str, int]] = field(default_factory=list)
@@ -58,7 +60,7 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
             site.before()
             status = site.statuses.pop(0) if site.statuses else 0
             if status or name not in site.files:
-                self.send_response(status or 404)
+                self.send_response(status or 404, site.reason)
                 if status in (301, 302):
                     self.send_header("Location", site.url("elsewhere"))
                 self.send_header("Content-Length", "0")

@@ -213,6 +213,8 @@ def _hint(given: Located, option: Option) -> str:
 def _check_bounds(value: Any, option: Option, start: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    if math.isinf(value) and (option.low, option.high) != (None, None):
+        raise InputError(f"{start}: expected a finite number, found {value!r}")
     if (option.low is not None and value < option.low) or (option.high is not None and value > option.high):
         if option.high is None:
             bounds = f"at least {option.low:g}"

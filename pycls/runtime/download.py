@@ -75,7 +75,7 @@ def download(url: str, place: str | os.PathLike[str], check: Check) -> Path:
     place = Path(place)
     if place.is_file():
         return place
-    _refuse_other_urls(url)
+    refuse_other_urls(url)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(place.with_name(f".{place.name}.lock"), f"another process is fetching {place.name}; waiting for it"):
@@ -122,7 +122,8 @@ def digest_of(path: Path, algorithm: str = "sha256") -> str:
     return total.hexdigest()
 
 
-def _refuse_other_urls(url: str) -> None:
+def refuse_other_urls(url: str) -> None:
+    """Raises :class:`InputError` for what is no URL of http or https."""
     try:
         parts = urllib.parse.urlsplit(url)
         sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -144,8 +145,8 @@ def _fetch(url: str, place: Path, check: Check) -> None:
             failures = 0 if arrived >= furthest + _FURTHER else failures + 1
             furthest = max(furthest, arrived)
             if failures >= TRIES:
-                raise RunError(f"cannot fetch {shown(url)}: {cut}, {TRIES} times in a row; "
-                               "what has arrived is kept, and the same command goes on with it") from cut  # fmt: skip
+                kept = "; what has arrived is kept, and the same command goes on with it" if arrived else ""
+                raise RunError(f"cannot fetch {shown(url)}: {cut}, {TRIES} times in a row{kept}") from cut
             time.sleep(BACKOFF_S * 2 ** max(0, failures - 1))
             continue
         try:
@@ -203,11 +204,12 @@ class _Part:
                 return answer.status == 206
         except urllib.error.HTTPError as error:
             error.close()
+            answer_line = f"the server answers {error.code} {_plain(error.reason)}".rstrip()
             if error.code == 416:
                 self.remove()
             elif error.code not in _WORTH_ANOTHER_TRY:
-                raise InputError(f"cannot fetch {shown(url)}: the server answers {error.code} {error.reason}") from None
-            raise _Cut(f"the server answers {error.code} {error.reason}") from None
+                raise InputError(f"cannot fetch {shown(url)}: {answer_line}") from None
+            raise _Cut(answer_line) from None
         except (OSError, http.client.HTTPException) as error:
             raise _Cut(_one_line(error)) from error
 
@@ -299,5 +301,9 @@ def _readable(size: int) -> str:
 
 def _one_line(error: BaseException) -> str:
     reason = getattr(error, "reason", None) or error
-    text = getattr(reason, "strerror", None) or str(reason)
-    return " ".join(str(text).split()) or type(error).__name__
+    return _plain(getattr(reason, "strerror", None) or reason) or type(error).__name__
+
+
+def _plain(text: object) -> str:
+    """In one line, and without the control characters that a server may have put into it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())

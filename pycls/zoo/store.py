@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pycls.errors import DamagedFile, InputError, RunError
 from pycls.runtime.cache import cache_dir, place_of
-from pycls.runtime.download import Check, WrongContent, digest_of, download, has_digest
+from pycls.runtime.download import Check, WrongContent, digest_of, download, has_digest, refuse_other_urls
 from pycls.runtime.files import atomic_write, exclusive, reason_of
 
 LOCK = "weights.lock"
@@ -32,6 +32,7 @@ def fetch(url: str, sha256: str = "") -> Path:
         InputError: there is no such file, or what is there are no weights.
         RunError: it cannot be fetched, or is not what it was, or should be.
     """
+    refuse_other_urls(url)
     place, pinned = place_of(url, weights_dir()), pins().get(url, "")
     check = _check(url, sha256, pinned)
     if place.is_file():

@@ -27,6 +27,8 @@ def message_of(path: str | None, *overrides: str) -> str:
         ("OPTIM:\n\n  BASE_LR: fast\n", "a.yaml:6: OPTIM.BASE_LR: expected a number (float), found 'fast' (str)"),
         ("OPTIM: {BASE_LR: '0.1'}", "a.yaml:4: OPTIM.BASE_LR: expected a number (float), found '0.1' (str)"),
         ("OPTIM: {BASE_LR: .nan}", "a.yaml:4: OPTIM.BASE_LR: expected a number (float), found nan (float)"),
+        ("OPTIM: {BASE_LR: .inf}", "a.yaml:4: OPTIM.BASE_LR: expected a finite number, found inf"),
+        ("OPTIM: {BASE_LR: 1e400}", "a.yaml:4: OPTIM.BASE_LR: expected a finite number, found inf"),
         ("OPTIM: {BASE_LR: -1}", "a.yaml:4: OPTIM.BASE_LR: expected at least 0, found -1.0"),
         ("OPTIM: {MOMENTUM: 2}", "a.yaml:4: OPTIM.MOMENTUM: expected between 0 and 1, found 2.0"),
         ("OPTIM: {MAX_EPOCH: 1.5}", "a.yaml:4: OPTIM.MAX_EPOCH: expected a whole number (int), found 1.5 (float)"),

@@ -1,5 +1,8 @@
 """The library without a configuration: backbones and heads by name."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +26,11 @@ def test_by_names() -> None:
     assert output.logits.abs().max() <= 30.0 * 1.36
     output.loss.backward()
     assert model.backbone.feature_dim == 12
+
+
+@pytest.mark.parametrize("words", ['models.regnetx("200MF", num_classes=3)', "heads.create_head('softmax', 4, 3)"])
+def test_the_first_word_after_the_import_may_be_a_room(words: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import pycls; pycls.{words}"], check=True)
 
 
 def test_the_backbones_own_images_are_the_default() -> None:

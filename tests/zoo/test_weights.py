@@ -265,6 +265,7 @@ def test_no_such_thing(published: nn.Module, site: Site) -> None:
         ("RegNetX-20MF", rf"^no such file: RegNetX-20MF; and .* no weights 'RegNetX-20MF'; did you mean '{NAME}'"),
         (site.url("none.pyth"), r"the server answers 404 Not Found$"),
         ("ftp://host/w.pyth", "a URL starts with https://"),
+        ("http://[::1/w.pyth", "a URL starts with https://"),
     ):
         with pytest.raises(InputError, match=words):
             zoo.load(source)
