@@ -77,7 +77,7 @@ def process_group(cfg: CfgNode) -> Iterator[tuple[torch.device, Ranks]]:
 
 def checkpoints(cfg: CfgNode) -> Checkpoints:
     """Those of the run in OUT_DIR."""
-    return Checkpoints(Path(cfg.OUT_DIR) / "checkpoints", cfg.TRAIN.CHECKPOINT_KEEP)
+    return Checkpoints(Path(cfg.OUT_DIR) / "checkpoints", cfg.TRAIN.CHECKPOINT_KEEP, cfg.RUNTIME.TIMEOUT)
 
 
 def refuse_other_config(cfg: CfgNode) -> None:

@@ -9,9 +9,9 @@ from yacs.config import CfgNode
 
 from pycls import build, config, launching, testing, training, zoo
 from pycls.engine import plots, reports
-from pycls.engine.checkpoints import load_model_state, model_state
+from pycls.engine.checkpoints import model_state
 from pycls.engine.sharded import is_sharded
-from pycls.engine.state_file import better_weights, save_weights
+from pycls.engine.state_file import save_weights
 from pycls.engine.timing import time_steps
 from pycls.engine.trainer import Stopped, Trainer
 from pycls.models.complexity import complexity
@@ -116,12 +116,10 @@ def _tested(
     cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, str]
 ) -> tuple[dict[str, Any], testing.Assessment]:
     """Tests the best weights, or the last where none could be chosen; the model has them afterwards."""
-    state, chosen = training.chosen_state(trainer)
-    which = better_weights(state)
-    load_model_state(trainer.model, state[which], str(trainer.checkpoints.folder))
+    epoch, which, chosen = training.choose_weights(trainer)
     counts = trainer.extra["class_counts"]
     found = testing.assess(cfg, trainer.model, len(counts), test_set, counts, trainer.device, trainer.ranks)
-    return {"epoch": state["epoch"], "weights": which, "chosen_on": cfg.TRAIN.EVAL_SPLIT if chosen else None,
+    return {"epoch": epoch, "weights": which, "chosen_on": cfg.TRAIN.EVAL_SPLIT if chosen else None,
             "history": trainer.history, "test": found.numbers}, found  # fmt: skip
 
 
@@ -131,7 +129,7 @@ def _finish(
 ) -> None:  # fmt: skip
     """Tests the chosen weights, and writes what a person wants to see; ``first`` is the first of two stages' result."""
     result, found = _tested(cfg, trainer, test_set)
-    weights = model_state(trainer.model, everywhere=False)
+    weights = model_state(trainer.model, "rank 0")
     if not trainer.ranks.is_main:
         return
     tested, device, counts = found.numbers, trainer.device, trainer.extra["class_counts"]

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -11,10 +10,10 @@ from yacs.config import CfgNode
 import pycls
 from pycls import build, config, launching, zoo
 from pycls.engine import decouple
-from pycls.engine.checkpoints import load_model_state
+from pycls.engine.checkpoints import load_model_state, load_together
 from pycls.engine.evaluate import precise_batch_norm
 from pycls.engine.reporter import Reporter
-from pycls.engine.state_file import load_state
+from pycls.engine.state_file import better_weights
 from pycls.engine.trainer import Trainer
 from pycls.errors import DamagedFile, InputError, RunError
 from pycls.models.classifier import Classifier
@@ -88,7 +87,7 @@ def make_trainer(
 
 def resume(cfg: CfgNode, trainer: Trainer) -> None:
     """Continues from the newest checkpoint, if there is one."""
-    state = trainer.checkpoints.newest(trainer.ranks.is_main)
+    state = trainer.checkpoints.newest(trainer.ranks)
     if state is None:
         return
     launching.refuse_other_data(cfg, state["config"])
@@ -114,15 +113,25 @@ def names(cfg: CfgNode) -> str:
     return f"{cfg.MODEL.TYPE}{cfg.MODEL.DEPTH or ''} with {cfg.HEAD.NAME or cfg.HEAD.SIMILARITY.NAME} head"
 
 
-def chosen_state(trainer: Trainer) -> tuple[dict[str, Any], bool]:
-    """The best checkpoint, and that it was chosen as such; else the last state."""
+def choose_weights(trainer: Trainer) -> tuple[int, str, bool]:
+    """Gives the model the best checkpoint's weights, or leaves it the last ones if there is none; all processes call it.
+
+    Returns:
+        Epochs that they were trained, ``"model"`` or ``"ema"``, and whether they were chosen as the best.
+    """
     best = trainer.checkpoints.best()
     if best is not None:
         try:
-            return load_state(best), True
+            state = load_together(best, trainer.ranks)
+            which = better_weights(state)
+            load_model_state(trainer.model, state[which], str(trainer.checkpoints.folder))
+            return state["epoch"], which, True
         except DamagedFile as error:
             logger.error("%s; going on with the last weights, which are not the best ones", error)
-    return trainer.state_dict(), False
+    which = better_weights({"ema": trainer.ema, "history": trainer.history})
+    if trainer.ema is not None and which == "ema":
+        trainer.model.load_state_dict(trainer.ema.model.state_dict())
+    return trainer.epoch, which, False
 
 
 # --- the second stage

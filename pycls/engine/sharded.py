@@ -1,4 +1,4 @@
-"""Models of which each process has a part: whole states for one file, from any number of processes for any other.
+"""Models of which each process has a part: their states, from any number of processes for any other.
 
 A part is of one of two kinds: a ``DTensor`` of FSDP2 (any parameter), or the rows of a process's classes, in a module that
 has a ``shard`` which can cut them out of the whole and join them again (``HEAD.PARALLEL class``).
@@ -6,14 +6,18 @@ has a ``shard`` which can cut them out of the whole and join them again (``HEAD.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from pycls.engine.snapshot import Part
+from pycls.engine.state_file import Split
 from pycls.runtime.distributed import agree, all_reduce_sum, gather_objects, gather_rows
+
+Where = Literal["everywhere", "rank 0", "in parts"]
 
 
 def class_shards(model: nn.Module) -> dict[str, Any]:
@@ -32,40 +36,64 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(class_shards(model)) or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def joiner(model: nn.Module, everywhere: bool = True) -> Callable[[str, Tensor], Tensor]:
-    """(name of a parameter or buffer, its value or a state of the optimiser for it) -> the whole.
+def joiner(model: nn.Module, where: Where = "everywhere") -> Callable[[str, Tensor], Tensor | Part]:
+    """(name of a parameter or buffer, its value or a state of the optimiser for it) -> what there is to be of it.
 
-    Of a part it is in the host's memory: in every process, or in rank 0's only, where the others send theirs and get their own
-    back. All processes call it for the same names in the same order.
+    Of what the processes share out this is the whole, in the host's memory: in every process, or in rank 0's only, where the
+    others send theirs and get their own back. Or each process gets its own rows as a :class:`Part`, and nothing travels. All
+    processes call it for the same names in the same order.
     """
     shards = class_shards(model)
 
-    def join(name: str, value: Tensor) -> Tensor:
+    def join(name: str, value: Tensor) -> Tensor | Part:
         if isinstance(value, DTensor):
-            if everywhere:
-                return value.full_tensor().cpu()
-            most = -(-len(value) // value.device_mesh.size())  # FSDP2 cuts as torch.chunk does
-            sizes = [max(0, min(most, len(value) - rank * most)) for rank in range(value.device_mesh.size())]
-            return gather_rows(value.to_local().detach().cpu(), sizes)
-        if name not in shards or not value.ndim:
+            own, sizes = value.to_local().detach(), _rows_of_processes(value)
+        elif name in shards and value.ndim:
+            own, sizes = value.detach(), shards[name].sizes(value)
+        else:
             return value
-        part = value.detach().cpu()
-        return shards[name].whole(part) if everywhere else gather_rows(part, shards[name].sizes(part))
+        if len(sizes) == 1:
+            return own.cpu()
+        if where == "in parts":
+            return Part(own)
+        if where == "rank 0":
+            return gather_rows(own.cpu(), sizes)
+        return value.full_tensor().cpu() if isinstance(value, DTensor) else shards[name].whole(own.cpu())
 
     return join
 
 
-def cutter(model: nn.Module) -> Callable[[str, Tensor], Tensor]:
+def _rows_of_processes(value: DTensor) -> list[int]:
+    """How many rows each process has: FSDP2 cuts as ``torch.chunk`` does."""
+    count = value.device_mesh.size()
+    most = -(-len(value) // count)
+    return [max(0, min(most, len(value) - rank * most)) for rank in range(count)]
+
+
+def cutter(model: nn.Module) -> Callable[[str, Tensor | Split], Tensor]:
     """Undoes :func:`joiner`: (name, whole) -> this process's part."""
     shards, parameters = class_shards(model), dict(model.named_parameters())
 
-    def cut(name: str, value: Tensor) -> Tensor:
+    def cut(name: str, value: Tensor | Split) -> Tensor:
         like = parameters.get(name)
         if isinstance(like, DTensor) and value.shape == like.shape:
-            return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-        return shards[name].part(value) if name in shards else value
+            sizes, rank, mesh = _rows_of_processes(like), like.device_mesh.get_local_rank(), like.device_mesh
+            rows = value[sum(sizes[:rank]) : sum(sizes[: rank + 1])].to(like.device)
+            return DTensor.from_local(rows, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+        if name in shards and value.ndim:
+            return value[shards[name].rows(len(value))]
+        return value[:] if isinstance(value, Split) else value
 
     return cut
+
+
+def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of the parameters and buffers, of all processes' rows where they are shared out."""
+    shards = class_shards(model)
+    return {
+        name: torch.Size((sum(shards[name].sizes(value)), *value.shape[1:])) if name in shards else value.shape
+        for name, value in model.state_dict().items()
+    }
 
 
 def share_parameters(model: nn.Module, units: Iterable[nn.Module], ignored: set[nn.Parameter]) -> None:

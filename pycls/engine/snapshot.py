@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 TENSOR = "__tensor__"
+PART = "__part__"
 MAP = "__map__"
+
+
+@dataclass(frozen=True)
+class Part:
+    """In a tree that several processes save together: this process's rows of a tensor whose rows they have in turn."""
+
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -22,27 +30,32 @@ class Snapshot:
     Attributes:
         tree: JSON, with a tensor's place in the tree as its name in its stead.
         tensors: by that name, on the CPU, each in the memory order of its original.
+        parts: this process's rows of the others, likewise.
     """
 
     tree: str
     tensors: dict[str, Tensor]
+    parts: dict[str, Tensor]
 
 
-def take(state: Mapping[str, Any], memory: dict[str, Tensor] | None = None) -> Snapshot:
-    """Copies a tree of dicts, lists, tensors, numbers, strings, booleans and None; on return it may be changed again.
+def take(state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, parts_only: bool = False) -> Snapshot:
+    """Copies a tree of dicts, lists, tensors, :class:`Part`, numbers, strings, booleans and None; on return it may be changed
+    again.
 
     Args:
         state: the tree.
         memory: tensors of an earlier snapshot that nobody needs any more: they are written over where they fit, so that the
-            system need not find, clear and map as much memory anew. Those of
-            this one are there afterwards.
+            system need not find, clear and map as much memory anew. Those of this one are there afterwards.
+        parts_only: whether another process takes what is no part.
 
     Raises:
         TypeError: something else is in the tree.
     """
     memory = {} if memory is None else memory
-    sources: dict[str, Tensor] = {}
-    tree = json.dumps(_pack(state, "", sources), sort_keys=True)
+    tensors: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
+    tree = json.dumps(_pack(state, "", tensors, parts), sort_keys=True)
+    sources = parts if parts_only else tensors | parts
     copies = {name: _room(source, memory.get(name)) for name, source in sources.items()}
     memory.clear()
     memory.update(copies)
@@ -50,7 +63,7 @@ def take(state: Mapping[str, Any], memory: dict[str, Tensor] | None = None) -> S
         copies[name].copy_(source, non_blocking=source.is_cuda)
     if any(source.is_cuda for source in sources.values()):
         torch.cuda.synchronize()  # the copies into page-locked memory
-    return Snapshot(tree, copies)
+    return Snapshot(tree, {n: copies[n] for n in tensors if n in copies}, {n: copies[n] for n in parts})
 
 
 def _room(source: Tensor, old: Tensor | None) -> Tensor:
@@ -60,17 +73,20 @@ def _room(source: Tensor, old: Tensor | None) -> Tensor:
     return torch.empty_like(source, device="cpu", requires_grad=False, pin_memory=source.is_cuda)
 
 
-def _pack(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """The JSON form of a tree; its tensors are added to ``tensors`` under their places."""
+def _pack(value: Any, place: str, tensors: dict[str, Tensor], parts: dict[str, Tensor]) -> Any:
+    """The JSON form of a tree; its tensors are added to ``tensors`` and ``parts`` under their places."""
     if isinstance(value, Tensor):
         tensors[place] = value.detach()
         return {TENSOR: place}
+    if isinstance(value, Part):
+        parts[place] = value.rows.detach()
+        return {PART: place}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value):
-            return {key: _pack(item, f"{place}/{key}" if place else key, tensors) for key, item in value.items()}
-        return {MAP: [[key, _pack(item, f"{place}/{key}", tensors)] for key, item in value.items()]}
+            return {key: _pack(item, f"{place}/{key}" if place else key, tensors, parts) for key, item in value.items()}
+        return {MAP: [[key, _pack(item, f"{place}/{key}", tensors, parts)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [_pack(item, f"{place}/{i}", tensors) for i, item in enumerate(value)]
+        return [_pack(item, f"{place}/{i}", tensors, parts) for i, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{place}: a {type(value).__name__} cannot be saved")

@@ -2,11 +2,15 @@
 
 The tensors are the file's tensors; the rest of the tree is JSON in its metadata, with the tensors' names in their places.
 The metadata also holds a SHA-256 over all of it, so that a flipped bit anywhere is found when the file is read.
+
+Of a state that several processes share out, each writes its rows of the tensors into a file of its own, a part; the file of
+the state, which is written after them, then has the parts' names and checksums beside what is nobody's own. Parts lie in the
+same folder.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,12 +20,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pycls.engine.snapshot import MAP, TENSOR, Snapshot, take
+from pycls.engine.snapshot import MAP, PART, TENSOR, Snapshot, take
 from pycls.engine.torch_file import is_torch_file, load_torch_weights
 from pycls.errors import DamagedFile, InputError
 from pycls.runtime.files import atomic_write
 
 FORMAT = "pycls-state-1"
+PART_FORMAT = "pycls-part-1"
 _DTYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.int16: "I16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
@@ -38,21 +43,77 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     write_snapshot(path, take(state))
 
 
-def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
-    """Writes what :func:`pycls.engine.snapshot.take` copied. Raises as :func:`save_state` does."""
+def write_snapshot(path: str | Path, snapshot: Snapshot, parts: Sequence[Path] = ()) -> None:
+    """Writes what :func:`pycls.engine.snapshot.take` copied. Raises as :func:`save_state` does.
+
+    Args:
+        path: the file.
+        snapshot: the tree, and the tensors that are no process's own.
+        parts: where :func:`write_part` has written those that are, by rank.
+    """
     tensors, tree = snapshot.tensors, snapshot.tree
-    metadata = {"format": FORMAT, "state": tree, "sha256": _digest(tensors, tree)}
+    listed = json.dumps([[part.name, _read(part)[0].get("sha256")] for part in parts]) if parts else ""
+    metadata = {"format": FORMAT, "state": tree, "sha256": _digest(tensors, tree + listed)}
+    if parts:
+        metadata["parts"] = listed
     atomic_write(path, lambda file: _write(file, tensors, metadata))
 
 
-def load_state(path: str | Path) -> dict[str, Any]:
-    """Reads and verifies what :func:`save_state` wrote; all tensors on the CPU.
+def write_part(path: Path, rows: Mapping[str, Tensor]) -> None:
+    """Writes a process's own rows. Raises as :func:`save_state` does."""
+    metadata = {"format": PART_FORMAT, "sha256": _digest(rows, path.name)}
+    atomic_write(path, lambda file: _write(file, rows, metadata))
+
+
+class Split:
+    """A tensor of a state whose rows lie in several files, one file's after another's; a slice of rows is a tensor.
+
+    Attributes:
+        shape: of the whole.
+        ndim: its length.
+    """
+
+    def __init__(self, pieces: Sequence[Tensor]) -> None:
+        self._pieces = pieces
+        self.shape = torch.Size((sum(map(len, pieces)), *pieces[0].shape[1:]))
+        self.ndim = len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """The rows [start, stop); a copy only if they lie in several files."""
+        low, high, _ = rows.indices(len(self))
+        found = []
+        for piece in self._pieces:
+            if low < len(piece) and high > 0:
+                found.append(piece[max(low, 0) : high])
+            low, high = low - len(piece), high - len(piece)
+        return torch.cat(found) if len(found) > 1 else found[0] if found else self._pieces[0][:0]
+
+
+def load_state(path: str | Path, whole: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Reads and verifies what :func:`save_state` or :func:`write_snapshot` wrote; all tensors on the CPU.
+
+    Args:
+        path: the file.
+        whole: whether tensors that lie in parts are joined; else they are :class:`Split`, of which nothing is in memory.
+        share: (k, n): of the parts the k-th of every n is verified, and others do the rest.
 
     Raises:
-        DamagedFile: truncated, changed, or never such a file.
+        DamagedFile: it or a part of it is truncated, changed, missing, or never such a file.
         InputError: no such file.
     """
-    return _state(path, *_read(path))
+    state = _state(path, *_read(path), share)
+    return _joined(state) if whole else state
+
+
+def parts_of(path: Path) -> list[str]:
+    """Names of the parts of a state; none of what cannot be read."""
+    try:
+        return [name for name, _ in json.loads(_read(path)[0].get("parts", "[]"))]
+    except InputError:
+        return []
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -67,15 +128,49 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise DamagedFile(f"{path} is damaged, or no file of weights ({error})") from None
 
 
-def _state(path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The tree in a file of :func:`save_state`, verified."""
+def _state(
+    path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor], share: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
+    """The tree in a file of :func:`write_snapshot`, verified as :func:`load_state` says."""
+    listed = metadata.get("parts", "")
     if metadata.get("format") != FORMAT:
         raise DamagedFile(f"{path} is a safetensors file, but not a checkpoint of a pycls run")
-    if metadata.get("sha256") != _digest(tensors, metadata.get("state", "")):
+    if metadata.get("sha256") != _digest(tensors, metadata.get("state", "") + listed):
         raise DamagedFile(f"{path} is damaged: its contents do not match its checksum")
-    state = _unpack(json.loads(metadata["state"]), tensors)
+    splits = _splits(Path(path), json.loads(listed), share) if listed else {}
+    state = _unpack(json.loads(metadata["state"]), tensors, splits)
     assert isinstance(state, dict)
     return state
+
+
+def _splits(path: Path, listed: list[tuple[str, str]], share: tuple[int, int]) -> dict[str, Split]:
+    """The tensors in the parts of a file, which are verified in turn."""
+    parts = []
+    for k, (name, sha256) in enumerate(listed):
+        part = path.parent / Path(name).name
+        if not part.is_file():
+            raise DamagedFile(f"{path} is incomplete: its part {part.name} is not beside it")
+        metadata, rows = _read(part)
+        changed = k % share[1] == share[0] and sha256 != _digest(rows, part.name)
+        if changed or metadata.get("format") != PART_FORMAT or metadata.get("sha256") != sha256:
+            raise DamagedFile(f"{part} is damaged: its contents do not match the checksum in {path.name}")
+        parts.append(rows)
+    splits = {}
+    for name in parts[0]:
+        pieces = [rows[name] for rows in parts if name in rows]
+        if len(pieces) < len(parts) or len({(piece.dtype, piece.ndim > 0, piece.shape[1:]) for piece in pieces}) > 1:
+            raise DamagedFile(f"{path} is damaged: its parts do not fit together")
+        splits[name] = Split(pieces)
+    return splits
+
+
+def _joined(value: Any) -> Any:
+    """A tree with whole tensors in the place of those that lie in parts."""
+    if isinstance(value, dict):
+        return {key: _joined(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_joined(item) for item in value]
+    return value[:] if isinstance(value, Split) else value
 
 
 def _digest(tensors: Mapping[str, Tensor], tree: str) -> str:
@@ -110,14 +205,16 @@ def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         file.write(_bytes(tensors[name]))
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: Mapping[str, Tensor], splits: Mapping[str, Split]) -> Any:
     if isinstance(value, dict):
         if TENSOR in value:
             return tensors[value[TENSOR]]
+        if PART in value:
+            return splits[value[PART]]
         if MAP in value:
-            return {key: _unpack(item, tensors) for key, item in value[MAP]}
-        return {key: _unpack(item, tensors) for key, item in value.items()}
-    return [_unpack(item, tensors) for item in value] if isinstance(value, list) else value
+            return {key: _unpack(item, tensors, splits) for key, item in value[MAP]}
+        return {key: _unpack(item, tensors, splits) for key, item in value.items()}
+    return [_unpack(item, tensors, splits) for item in value] if isinstance(value, list) else value
 
 
 def save_weights(path: str | Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -143,7 +240,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata, tensors = _read(path)
     if metadata.get("format") == FORMAT:
         state = _state(path, metadata, tensors)
-        return state[better_weights(state)], state
+        return _joined(state[better_weights(state)]), state
     text = metadata.get("pycls", "{}")
     if "sha256" in metadata and metadata["sha256"] != _digest(tensors, text):
         raise DamagedFile(f"{path} is damaged: its contents do not match its checksum")

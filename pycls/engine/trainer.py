@@ -18,7 +18,7 @@ from pycls.engine.meters import TrainMeter
 from pycls.engine.optim import Schedule, set_lr
 from pycls.engine.pace import Pace
 from pycls.engine.reporter import Reporter
-from pycls.engine.sharded import clip_gradients, first_of_all, without_reduction
+from pycls.engine.sharded import clip_gradients, first_of_all, is_sharded, without_reduction
 from pycls.errors import RunError
 from pycls.runtime.distributed import Ranks, barrier, broadcast_buffers, gather_objects, largest
 from pycls.runtime.signals import StopSignal, exit_code_of
@@ -194,6 +194,7 @@ class Trainer:
         reason = largest(stop.reason)
         if reason:
             self.save()
+            self.checkpoints.wait()
             barrier()  # nobody leaves before rank 0 has written: some launchers then end those who are left
             logger.info("asked to stop: saved a checkpoint after step %d of epoch %d; the same command continues",
                         self.start, self.epoch + 1)  # fmt: skip
@@ -242,16 +243,18 @@ class Trainer:
             lr = self.schedule((self.step - 1) / len(self.loader))
             raise RunError(f"the weights {bad} are not finite after step {self.step - 1}, learning rate {lr:.4g}; "
                            "they were not saved")  # fmt: skip
-        state = self.state_dict(everywhere=False)
-        if self.ranks.is_main:
+        state = self.state_dict()
+        if is_sharded(self.model):
+            self.checkpoints.save(self.step, state, best, self.ranks)
+        elif self.ranks.is_main:
             self.checkpoints.save(self.step, state, best)
 
-    def state_dict(self, everywhere: bool = True) -> dict[str, Any]:
-        """Everything that decides the future, in every process or in rank 0 only; all processes call it."""
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the future, and of what the processes share out this one's parts; all call it."""
         return {
-            "model": model_state(self.model, everywhere),
-            "ema": model_state(self.ema.model, everywhere) if self.ema is not None else None,
-            "optimizer": optimizer_state(self.model, self.optimizer, everywhere),
+            "model": model_state(self.model, "in parts"),
+            "ema": model_state(self.ema.model, "in parts") if self.ema is not None else None,
+            "optimizer": optimizer_state(self.model, self.optimizer, "in parts"),
             "scaler": self.scaler.state_dict(),
             "meter": gather_objects(self.meter.state_dict()),
             "epoch": self.epoch,

@@ -57,12 +57,14 @@ class ClassShard:
         """[low, high) of a process's classes; two processes' numbers differ by one at most."""
         return self.classes * rank // self.world_size, self.classes * (rank + 1) // self.world_size
 
+    def rows(self, count: int) -> slice:
+        """This process's of ``count`` rows, which are as many for each of the K classes."""
+        per_class = count // self.classes
+        return slice(self.low * per_class, self.high * per_class)
+
     def part(self, value: Tensor) -> Tensor:
         """This process's rows of ``value`` [K * rows a class, ...], a copy; a number is everyone's."""
-        if value.ndim == 0:
-            return value
-        per_class = len(value) // self.classes
-        return value[self.low * per_class : self.high * per_class].clone()
+        return value[self.rows(len(value))].clone() if value.ndim else value
 
     def sizes(self, value: Tensor) -> list[int]:
         """How many rows each process has of what this one has as ``value``."""

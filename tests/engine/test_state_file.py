@@ -3,6 +3,7 @@
 import math
 import random
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +165,10 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path, monkeypatch: 
     begun, may_write = threading.Event(), threading.Event()
     write = checkpoints_module.write_snapshot
 
-    def slowly(path: Path, snapshot: Snapshot) -> None:
+    def slowly(path: Path, snapshot: Snapshot, parts: Sequence[Path]) -> None:
         begun.set()
         assert may_write.wait(10)
-        write(path, snapshot)
+        write(path, snapshot, parts)
 
     monkeypatch.setattr(checkpoints_module, "write_snapshot", slowly)
     checkpoints = Checkpoints(tmp_path, keep=2)

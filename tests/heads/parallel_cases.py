@@ -136,8 +136,8 @@ def states(rank: int, world_size: int, out: str) -> dict[str, Any]:
     load_model_state(model, whole["model"], "whole.pt")
     load_optimizer_state(model, optimizer, whole["optimizer"])
     return {"model": model_state(model), "optimizer": copy.deepcopy(optimizer_state(model, optimizer)),
-            "rows": len(head.weight), "in rank 0": (model_state(model, everywhere=False), copy.deepcopy(
-                optimizer_state(model, optimizer, everywhere=False)))}  # fmt: skip
+            "rows": len(head.weight), "in rank 0": (model_state(model, "rank 0"), copy.deepcopy(
+                optimizer_state(model, optimizer, "rank 0")))}  # fmt: skip
 
 
 def main(rank: int, world_size: int, store: str, out: str) -> None:
