@@ -111,8 +111,8 @@ def load_state(path: str | Path, whole: bool = True, share: tuple[int, int] = (0
 def parts_of(path: Path) -> list[str]:
     """Names of the parts of a state; none of what cannot be read."""
     try:
-        return [name for name, _ in json.loads(_read(path)[0].get("parts", "[]"))]
-    except InputError:
+        return [str(name) for name, _ in json.loads(_read(path)[0].get("parts", "[]"))]
+    except (ValueError, TypeError):  # DamagedFile is one, and so is what a flipped bit may lead to
         return []
 
 

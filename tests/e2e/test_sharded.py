@@ -9,12 +9,14 @@ import pytest
 import torch
 from running import DIGITS, assert_same_run, call, finish, newest, result, start  # type: ignore[import-not-found]
 
-from pycls.engine.state_file import load_weights
+from pycls import convert
+from pycls.engine.state_file import load_weights, parts_of
 from pycls.runtime.log import read_json_stats
 
 COUNTS = ("samples", "top1_errors", "topk_errors", "class_samples", "class_errors", "confusion")
 WORDS = [*DIGITS, "OPTIM.MAX_EPOCH", 2, "TRAIN.BATCH_SIZE", 66, "TRAIN.CHECKPOINT_PERIOD", 1, "OPTIM.CLIP_NORM", 1.0,
          "TENSORBOARD", False, "LOG_PERIOD", 1]  # fmt: skip
+DYING = ["IMPORTS", f"[{Path(__file__).with_name('dying.py')}]"]
 KINDS = {
     "ddp": [],
     "static": ["PARALLEL.STATIC_GRAPH", True],
@@ -64,15 +66,77 @@ def assert_same_numbers(ours: Path, theirs: Path) -> None:
 def test_two_processes_share_it_and_one_goes_on(
     kind: str, whole: Path, pair: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """That one finds a part of the last checkpoint damaged, or none, and takes the checkpoint before."""
     folder = pair(kind)
     assert_same_numbers(folder, whole)
-    after_one = tmp_path / "after_one"
-    shutil.copytree(folder, after_one)
-    (after_one / "result.json").unlink()
-    for last in [max((after_one / "checkpoints").glob("step_*")), *(after_one / "checkpoints").glob("best*")]:
-        last.unlink()
-    assert call(*WORDS, "OUT_DIR", after_one).code == 0
+    assert len(parts(folder)) == 4 and not parts(whole)
+    after_one = unfinished(folder, tmp_path)
+    (part,) = (after_one / "checkpoints").glob("part_000000038_*_1_of_2.safetensors")
+    if kind == "class":
+        data = part.read_bytes()
+        part.write_bytes(data[:-5] + bytes([data[-5] ^ 8]) + data[-4:])
+    else:
+        part.unlink()
+    ended = call(*WORDS, "OUT_DIR", after_one)
+    assert ended.code == 0 and ended.err.count("\n") == 1 and part.name in ended.err, ended
+    assert "going back to the checkpoint before it" in ended.err
     assert_same_numbers(after_one, whole)
+    assert {name.split("_")[1] for name in parts(after_one)} == {"000000019"}, "one process writes one file"
+
+
+def parts(folder: Path) -> list[str]:
+    """The files of the checkpoints' parts; each belongs to a checkpoint."""
+    found = sorted(path.name for path in (folder / "checkpoints").glob("part_*"))
+    mains = [*(folder / "checkpoints").glob("step_*"), folder / "checkpoints/best.safetensors"]
+    assert found == sorted({name for main in mains for name in parts_of(main)}) and not list(folder.rglob("*.pycls-tmp"))
+    return found
+
+
+def unfinished(folder: Path, tmp_path: Path) -> Path:
+    """A copy of a run, to be continued."""
+    copied = tmp_path / "unfinished"
+    shutil.copytree(folder, copied)
+    (copied / "result.json").unlink()
+    return copied
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("before", "after", "count"), [
+    ("fsdp", "both", 3), ("whole", "both", 2), pytest.param("class", "class", 3, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_others_go_on(
+    before: str, after: str, count: int, whole: Path, pair: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Other processes than those that saved, which have other rows; what they save is read here, in one."""
+    folder = unfinished(whole if before == "whole" else pair(before), tmp_path)
+    for last in (max((folder / "checkpoints").glob("step_*")), folder / "checkpoints/best.safetensors"):
+        last.unlink()
+    ended = finish(start(*WORDS, "NUM_PROCS", count, "OUT_DIR", folder, *KINDS[after]))
+    assert ended.code == 0 and ended.err == "" and "continuing from epoch 2, step 0" in ended.out, ended
+    assert_same_numbers(folder, whole)
+    assert len([name for name in parts(folder) if name.endswith(f"_of_{count}.safetensors")]) == count
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("place", ["1:7", pytest.param("0:21", marks=pytest.mark.slow)])
+def test_killed_while_it_saves(place: str, pair: Callable[..., Path], tmp_path: Path) -> None:
+    """Rank 1 before its part, or rank 0 before the file that names the parts, gets its name, in the second save."""
+    ended = finish(start(*WORDS, *DYING, "NUM_PROCS", 2, "OUT_DIR", tmp_path, *KINDS["fsdp"], DIE=place))
+    assert ended.code == 1 and f"rank {place[0]}" in ended.err and "Traceback" not in ended.err, ended
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step_*")] == ["step_000000019.safetensors"]
+    assert len(list((tmp_path / "checkpoints").glob("part_000000038_*"))) == (1 if place == "1:7" else 2)
+    ended = finish(start(*WORDS, *DYING, "NUM_PROCS", 2, "OUT_DIR", tmp_path, *KINDS["fsdp"]))
+    assert ended.code == 0 and ended.err == "" and "continuing from epoch 2, step 0" in ended.out, ended
+    assert_same_run(tmp_path, pair("fsdp"))
+    assert len(parts(tmp_path)) == 4
+
+
+def test_parts_become_one_file(pair: Callable[..., Path], tmp_path: Path) -> None:
+    folder, out = pair("fsdp"), tmp_path / "one.safetensors"
+    best = folder / "checkpoints/best.safetensors"
+    assert convert.main(["--to", "ours", "--cfg", str(folder / "config.yaml"), str(best), str(out), "TRAIN.IM_SIZE", "8"]) == 0
+    ours, theirs = load_weights(out)[0], load_weights(folder / "model.safetensors")[0]
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def curve(folder: Path) -> list[tuple[str, str, float]]:
