@@ -152,6 +152,14 @@ def test_memory_of_classes_shared_out() -> None:
     assert 90 <= one - two <= 140
 
 
+@linux
+def test_memory_of_a_checkpoint_in_parts() -> None:
+    """41 MB of prototypes and momentum."""
+    rows = run("checkpoint_parts.py", "--classes", "40000", "--dim", "128").splitlines()[4:]
+    gathered, alone, *parts = (int(row.split("|")[3]) for row in rows)
+    assert gathered > 75 and alone < 8 and len(parts) == 2 and all(15 < part < 30 for part in parts)
+
+
 def test_model_of_classes_shared_out(main: Callable[..., str]) -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in main(class_parallel, "--model").splitlines()[2:]]
     table = {(classes, int(ranks), rate): (float(size), float(products)) for classes, ranks, rate, size, products, _ in rows}
