@@ -20,7 +20,7 @@ from pycls.data.dataset import with_classes as with_classes
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.protocol import Drawn, Protocol, draw
 from pycls.data.sampler import make_sampler
-from pycls.data.synthetic import synthetic
+from pycls.data.synthetic import shape_of, synthetic
 from pycls.data.unreadable import Unreadable, read_record
 from pycls.engine.views import Views
 from pycls.errors import InputError
@@ -84,14 +84,18 @@ def image_size(cfg: CfgNode, dataset: Dataset) -> int:
 
 
 def input_of(cfg: CfgNode) -> tuple[int, int, int]:
-    """Channels and side of the images, and the number of classes, of the training data, or by the options without them."""
+    """Channels and side of the images, and the number of classes: of the training data, or without them by the options and
+    by what is known of the data set."""
     try:
         dataset = build_dataset(cfg, cfg.TRAIN.SPLIT)
         return dataset.channels, image_size(cfg, dataset), num_classes(cfg, dataset)
     except InputError:
-        if not (cfg.MODEL.NUM_CLASSES and cfg.TRAIN.IM_SIZE):
-            raise  # without the data only the options can say
-        return 3, cfg.TRAIN.IM_SIZE, cfg.MODEL.NUM_CLASSES
+        known = shape_of(cfg.TRAIN.DATASET)
+        side = cfg.TRAIN.IM_SIZE or (known.side if known else 0)
+        classes = cfg.MODEL.NUM_CLASSES or (known.classes if known else 0)
+        if not (side and classes):
+            raise
+        return known.channels if known else 3, side, classes
 
 
 def build_train_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ranks: Ranks) -> TrainLoader:

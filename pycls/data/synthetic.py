@@ -57,6 +57,11 @@ class RandomPhotographs(FileDataset):
         return np.frombuffer(words, np.uint8).reshape(shape)
 
 
+def shape_of(name: str) -> Shape | None:
+    """What is known of a data set by its name alone."""
+    return {**IN_MEMORY, **IN_FILES}.get(name)
+
+
 def synthetic(name: str, split: str, classes: int = 0, side: int = 0) -> ArrayDataset | FileDataset:
     """Random images in the place of the data set ``name``, as many of each class.
 
@@ -69,7 +74,7 @@ def synthetic(name: str, split: str, classes: int = 0, side: int = 0) -> ArrayDa
     Raises:
         InputError: a data set whose shape only its files would tell, and is not given.
     """
-    known = {**IN_MEMORY, **IN_FILES}.get(name)
+    known = shape_of(name)
     if known is None and not (classes and side):
         raise InputError(f"DATA.SYNTHETIC: what {name} holds is known from its files only; give MODEL.NUM_CLASSES and "
                          "TRAIN.IM_SIZE")  # fmt: skip

@@ -152,10 +152,13 @@ def _difference(given: dict[str, Tensor], kept: dict[str, Tensor]) -> str:
     return f"it had {there.shape[0]} classes, and there are {here.shape[0]} now"
 
 
-def _check_options(model: nn.Module, weights: Weights) -> None:
+def _check_options(model: Classifier, weights: Weights) -> None:
     """Numbers that the architecture leaves open and that the weights were trained with."""
+    options = weights.entry.options if weights.entry else {}
+    if weights.entry is None and not is_ours(weights.state) and _form(model, weights) == "torchvision":
+        options = {"ln_eps": 1e-6}  # of all torchvision's nets with layer norms that we have
     kinds = {"bn_eps": ("BN.EPS", nn.BatchNorm2d), "ln_eps": ("LN.EPS", nn.LayerNorm)}
-    for option, wanted in (weights.entry.options if weights.entry else {}).items():
+    for option, wanted in options.items():
         key, kind = kinds[option]
         found = next((module.eps for module in model.modules() if isinstance(module, kind)), wanted)
         if found != wanted:

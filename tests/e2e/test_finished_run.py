@@ -141,6 +141,12 @@ def test_info_describes(tmp_path: Path) -> None:
     assert "images 1 x 8 x 8" in ended.out and "params 131,080" in ended.out and "flops" in ended.out
 
 
+def test_info_needs_no_data_of_a_known_set(tmp_path: Path) -> None:
+    options = ("MODEL.TYPE", "resnet", "MODEL.DEPTH", 20, "TRAIN.DATASET", "cifar100", "DATA.ROOT", tmp_path)
+    ended = call("--mode", "info", *options)
+    assert ended.code == 0 and "images 3 x 32 x 32" in ended.out and "classes 100" in ended.out, ended
+
+
 def test_time_measures(tmp_path: Path) -> None:
     ended = call("--mode", "time", *RUN, "OUT_DIR", tmp_path, "PREC_TIME.NUM_ITER", 2, "PREC_TIME.WARMUP_ITER", 1)
     assert ended.code == 0, ended.err

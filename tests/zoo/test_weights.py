@@ -135,6 +135,9 @@ def test_names_of_the_vit_files_on_the_web(tmp_path: Path) -> None:
     ours = create_model("vit", 7, pretrained=str(tmp_path / "old.pth"), image_size=SIDE, ln_eps=1e-6, num_layers=2,
                         num_heads=4, hidden_dim=32, mlp_dim=64)  # fmt: skip
     torch.testing.assert_close(logits(ours), theirs(IMAGES), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match=r"was trained with LN.EPS 1e-06, and the model has 1e-05: set it so"):
+        create_model("vit", 7, pretrained=str(tmp_path / "old.pth"), image_size=SIDE, num_layers=2, num_heads=4,
+                     hidden_dim=32, mlp_dim=64)  # fmt: skip
 
 
 def test_another_number_of_classes_keeps_the_backbone(published: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
