@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 
-from pycls.data.dataset import with_classes as with_classes
 from pycls.errors import InputError
 
 
@@ -15,4 +14,5 @@ def user_errors(where: str = "") -> Iterator[None]:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{where}: {error}" if where else str(error)) from error
+        said = str(error).startswith(where)  # a component may name itself
+        raise InputError(str(error) if said else f"{where}: {error}") from error

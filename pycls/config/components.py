@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pycls.config import schema
+from pycls.config.nearest import did_you_mean
 from pycls.config.options import CORE, Option
 from pycls.config.outline import section_of
 from pycls.config.yaml_lines import Located
@@ -178,7 +179,7 @@ def _expand_auxiliary(item: Located, key: str) -> dict[str, Any]:
         if option not in options and option != "NAME":
             raise InputError(
                 f"{given.at(f'{key}.{option}')} is no option of the auxiliary loss {name!r}, which has "
-                f"{', '.join(options) or 'none'}"
+                f"{', '.join(options) or 'none'}{did_you_mean(option, options)}"
             )
     expanded = {"NAME": name}
     for option in options:

@@ -160,7 +160,7 @@ def test_mistakes_in_a_head(write: Write, head: str, expected: str) -> None:
         (
             "NAME: fakeaux\n    WEIHT: 3",
             "a.yaml:7: HEAD.AUXILIARIES[1].WEIHT is no option of the auxiliary loss 'fakeaux', which "
-            "has WEIGHT, VARIANT",
+            "has WEIGHT, VARIANT; did you mean WEIGHT?",
         ),
         (
             "NAME: fakeaux\n    WEIGHT: big",
