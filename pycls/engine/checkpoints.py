@@ -136,7 +136,8 @@ class Checkpoints:
         newest = [known for known in steps if known <= step][-self.keep :]  # later ones are damaged: this run got round them
         for old in set(steps) - set(newest):
             self.path(old).unlink()
-        if parts := {name for name in os.listdir(self.folder) if _PART_NAME.fullmatch(name)}:
+        names = os.listdir(self.folder) if steps else []
+        if parts := set(filter(_PART_NAME.fullmatch, names)):
             for path in (*map(self.path, newest), self.folder / BEST):
                 parts -= set(parts_of(path))
             for name in parts:

@@ -37,10 +37,11 @@ class TrainMeter:
 
     def reset(self) -> None:
         """Starts an epoch."""
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, float] = {}
         self.counts = torch.zeros(3, dtype=torch.int64, device=self.device)  # samples, top-1 errors, top-k errors
         self.recent: list[Tensor] = []
-        self._noted: list[tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor]] = []
+        self._means: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+        self._seen: list[tuple[Tensor | None, Tensor]] = []
         self._kept = 0
 
     def update(
@@ -52,28 +53,39 @@ class TrainMeter:
         """
         loss = loss.detach()
         assert logits is not None or first is not None, "logits, or who is right"
-        self._noted.append((loss, terms, None if logits is None else logits.detach(), labels if first is None else first))
+        self._means.append((labels.size(0), loss, terms))
+        self._seen.append((None if logits is None else logits.detach(), labels if first is None else first))
         self.recent.append(loss)
         self._kept += 0 if logits is None else logits.numel()
         if self._kept > KEPT_ELEMENTS:
-            self._sum_up()
+            self._count()
 
     @torch.no_grad()
-    def _sum_up(self) -> None:
-        """What was noted goes into the sums."""
-        noted, self._noted, self._kept = self._noted, [], 0
+    def _count(self) -> None:
+        """The samples that were noted go into the counts; nothing waits."""
+        noted, self._seen, self._kept = self._seen, [], 0
         if not noted:
             return
-        samples = torch.tensor([len(seen) for *_, seen in noted], device=self.device)
-        for name in ("loss", *(noted[0][1] if len(noted[0][1]) > 1 else ())):
-            means = torch.stack([loss if name == "loss" else terms[name] for loss, terms, *_ in noted])
-            self.sums[name] = self.sums.get(name, 0) + (means * samples).sum()
-        seen = torch.cat([seen for *_, seen in noted])
-        if noted[0][2] is None:
+        seen = torch.cat([seen for _, seen in noted])
+        if noted[0][0] is None:
             ranks = torch.where(seen, 0, self.top_k)
         else:
-            ranks = ranks_of_targets(torch.cat([logits for _, _, logits, _ in noted if logits is not None]), seen)
-        self.counts += torch.stack((samples.sum(), (ranks > 0).sum(), (ranks >= self.top_k).sum()))
+            ranks = ranks_of_targets(torch.cat([logits for logits, _ in noted if logits is not None]), seen)
+        samples = torch.full((), len(seen), device=self.device)
+        self.counts += torch.stack((samples, (ranks > 0).sum(), (ranks >= self.top_k).sum()))
+
+    def _sum_up(self) -> None:
+        """What was noted goes into counts and sums. The sums are made one step after the other, in double precision: where
+        in an epoch they are read, or saved, does not show in them."""
+        self._count()
+        noted, self._means = self._means, []
+        if not noted:
+            return
+        names = ["loss", *(noted[0][2] if len(noted[0][2]) > 1 else ())]
+        means = torch.stack([loss if name == "loss" else terms[name] for _, loss, terms in noted for name in names]).tolist()
+        for step, (samples, *_) in enumerate(noted):
+            for k, name in enumerate(names):
+                self.sums[name] = self.sums.get(name, 0.0) + means[step * len(names) + k] * samples
 
     def read(self) -> tuple[dict[str, float], list[float]]:
         """Means of the epoch so far over all processes (errors in percent), and this process's losses since last time.
@@ -81,25 +93,24 @@ class TrainMeter:
         All processes call it after the same step.
         """
         self._sum_up()
-        names = list(self.sums)
-        sums = all_reduce_sum(torch.stack([self.sums[name].float() for name in names]))
+        sums = all_reduce_sum(torch.tensor(list(self.sums.values()), dtype=torch.float64).float().to(self.device)).tolist()
         samples, first, kth = all_reduce_sum(self.counts.clone()).tolist()
-        values = torch.cat((sums, torch.stack(self.recent).float() if self.recent else sums[:0])).tolist()
-        recent, self.recent = values[len(names) :], []
-        means = {name: value / max(samples, 1) for name, value in zip(names, values, strict=False)}
+        recent, self.recent = self.recent, []
+        means = {name: value / max(samples, 1) for name, value in zip(self.sums, sums, strict=True)}
         means["top1_err"], means["topk_err"] = 100 * first / max(samples, 1), 100 * kth / max(samples, 1)
-        return means, recent
+        return means, torch.stack(recent).tolist() if recent else []
 
     def state_dict(self) -> dict[str, Any]:
         """This process's sums, for a checkpoint in the middle of an epoch."""
         self._sum_up()
-        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": self.counts.cpu()}
+        return {"sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in self.sums.items()},
+                "counts": self.counts.cpu()}  # fmt: skip
 
     def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
         """Continues from the sums that the processes had, by rank; other processes than then share them anew."""
         self.reset()
         state = states[rank] if len(states) == world_size else _all_to_first(states, rank)
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.sums = {name: float(value) for name, value in state["sums"].items()}
         self.counts = state["counts"].to(self.device)
 
 

@@ -150,7 +150,23 @@ def test_meter_goes_on_with_any_number_of_processes(world: int) -> None:
     resumed = [TrainMeter(CPU, 2) for _ in range(world)]
     for rank, meter in enumerate(resumed):
         meter.load_state_dict(states, rank, world)
-    assert sum(meter.sums["loss"].item() for meter in resumed) == 12.0
+    assert sum(meter.sums["loss"] for meter in resumed) == 12.0
     assert sum(meter.counts for meter in resumed).tolist() == [8, 2, 2]
     if world == 2:
-        assert [meter.sums["loss"].item() for meter in resumed] == [4.0, 8.0]
+        assert [meter.sums["loss"] for meter in resumed] == [4.0, 8.0]
+
+
+def test_where_a_meter_is_read_does_not_show_in_it() -> None:
+    """A checkpoint in the middle of a log period sums up at another step."""
+    torch.manual_seed(0)
+    losses = torch.rand(40) * 10
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    means = []
+    for period in (1, 3, 7, 40):
+        meter = TrainMeter(CPU, 2)
+        for step, loss in enumerate(losses, 1):
+            meter.update(loss, {"cross_entropy": loss}, logits, labels)
+            if step % period == 0:
+                meter.state_dict()
+        means.append(meter.read()[0])
+    assert all(mean == means[0] for mean in means)
