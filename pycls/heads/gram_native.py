@@ -69,20 +69,20 @@ class Rows:
     def stretch(self, x: Tensor, length: float) -> tuple[Tensor, Tensor]:
         """Features [N, D] of the norm ``length``, and what they were multiplied with [N, 1]; a zero row stays."""
         out, factor = torch.empty_like(x), x.new_empty(len(x), 1)
-        self._stretch(x.data_ptr(), *x.shape, length, TINY**0.5, out.data_ptr(), factor.data_ptr(), _threads(x))
+        self._stretch(x.data_ptr(), *x.shape, length, TINY**0.5, out.data_ptr(), factor.data_ptr(), _threads(x.numel()))
         return out, factor
 
     def squares(self, rows: Tensor, constant: float, rate: float, added: Tensor | None = None) -> Tensor:
         """``constant + rate |v|^2 + added`` of each row, [N, 1]."""
         out = rows.new_empty(len(rows), 1)
-        self._squares(rows.data_ptr(), *rows.shape, constant, rate, _at(added), out.data_ptr(), _threads(rows))
+        self._squares(rows.data_ptr(), *rows.shape, constant, rate, _at(added), out.data_ptr(), _threads(rows.numel()))
         return out
 
     def squares_of_targets(self, weight: Tensor, column: Tensor) -> Tensor:
         """|w|^2 [N] of the prototypes of a column of targets, any one for -1."""
-        out = weight.new_empty(len(column))
-        self._of_targets(weight.data_ptr(), weight.shape[1], column.data_ptr(), len(column), out.data_ptr(),
-                         max(1, min(torch.get_num_threads(), len(column) * weight.shape[1] // ELEMENTS_A_THREAD)))  # fmt: skip
+        samples, width = len(column), weight.shape[1]
+        out = weight.new_empty(samples)
+        self._of_targets(weight.data_ptr(), width, column.data_ptr(), samples, out.data_ptr(), _threads(samples * width))
         return out
 
     def add_to_targets(self, grad: Tensor, weight: Tensor, column: Tensor, by_square: Tensor) -> None:
@@ -107,7 +107,7 @@ class Rows:
         """
         block, form, classes, alpha = part.block, part.form, part.bias, 1.0
         if part.inverse is not None:
-            self._inverse(block.data_ptr(), *block.shape, TINY**0.5, part.inverse.data_ptr(), _threads(block))
+            self._inverse(block.data_ptr(), *block.shape, TINY**0.5, part.inverse.data_ptr(), _threads(block.numel()))
         elif form.kind == "distance":
             classes, alpha = self.squares(block, 0.0, -form.rate, part.bias), 2 * form.rate
         torch.mm(part.work.x, block.t(), out=z)
@@ -167,7 +167,7 @@ class Rows:
     ) -> None:
         """``out = alpha p out + beta q r^power rows``: p, q, r a number a row, or None for 1; power 1 or 2."""
         self._combine(out.data_ptr(), rows.data_ptr(), *rows.shape, alpha, _at(p), beta, q.data_ptr(), _at(r), power,
-                      _threads(rows))  # fmt: skip
+                      _threads(rows.numel()))  # fmt: skip
 
 
 def _about(part: Chunk, z: Tensor, column: Tensor | None, offset: Tensor | None, total: Tensor | None) -> _Chunk:
@@ -176,12 +176,13 @@ def _about(part: Chunk, z: Tensor, column: Tensor | None, offset: Tensor | None,
     code, constant = part.form.link.compiled or (0, 0.0)
     return _Chunk(
         samples, classes, z.stride(0), part.low, _at(column), _at(offset, part.low), _at(part.inverse), _at(total, part.low),
-        1.0 if scale is None else float(scale), constant, code, _threads(z),
+        1.0 if scale is None else float(scale), constant, code, _threads(z.numel()),
     )  # fmt: skip
 
 
-def _threads(values: Tensor) -> int:
-    return max(1, min(torch.get_num_threads(), values.numel() // ELEMENTS_A_THREAD))
+def _threads(elements: int) -> int:
+    """How many are worth waking for so many numbers."""
+    return max(1, min(torch.get_num_threads(), elements // ELEMENTS_A_THREAD))
 
 
 def _at(values: Tensor | None, start: int = 0) -> int | None:
