@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pycls.heads.codes import MarginCode, MarginKind
 from pycls.heads.cosine import Cosine
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
@@ -71,6 +72,10 @@ class AdditiveAngle(Margin):
         result: Tensor = _Turned.apply(measure, self.value, self.easy_margin)
         return result
 
+    def code(self) -> MarginCode:
+        """cos(theta + m), continued."""
+        return MarginCode(MarginKind.MORE_ANGLE, self.value, float(self.easy_margin))
+
     def extra_repr(self) -> str:
         """margin, easy_margin."""
         return f"margin={self.value}, easy_margin={self.easy_margin}"
@@ -109,6 +114,10 @@ class Combined(Margin):
         reached = self.m1 * angle(measure) + self.m2
         turns = (reached.detach() / math.pi).floor()
         return (1 - 2 * turns.remainder(2)) * reached.cos() - 2 * turns - self.m3
+
+    def code(self) -> MarginCode:
+        """cos(m1 theta + m2) - m3, continued."""
+        return MarginCode(MarginKind.COMBINED, self.m1, self.m2, self.m3)
 
     def extra_repr(self) -> str:
         """m1, m2, m3."""

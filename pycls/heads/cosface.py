@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from pycls.heads.codes import MarginCode, MarginKind
 from pycls.heads.cosine import Cosine
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
@@ -32,6 +33,10 @@ class AdditiveCosine(Margin):
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """cos - m."""
         return measure - self.value
+
+    def code(self) -> MarginCode:
+        """cos - m."""
+        return MarginCode(MarginKind.LESS_COSINE, self.value)
 
     def extra_repr(self) -> str:
         """margin."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.codes import TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form
 from pycls.heads.head import Head
@@ -59,6 +60,10 @@ class Cosine(Similarity):
     def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
         """s cos."""
         return value * self.scale
+
+    def target_code(self) -> TargetCode:
+        """s cos."""
+        return TargetCode(TargetKind.OVER_LENGTH)
 
 
 @HEADS.register("normface")

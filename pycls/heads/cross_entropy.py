@@ -45,6 +45,11 @@ class CrossEntropy(SoftmaxCriterion):
         """Smoothing needs the sum of the logits."""
         return self.label_smoothing > 0
 
+    @property
+    def plain(self) -> bool:  # type: ignore[override]
+        """Without smoothing."""
+        return not self.label_smoothing
+
     def class_weights(self) -> Tensor | None:
         """[K], or None."""
         return self.weights

@@ -21,6 +21,7 @@ from pycls.runtime.native import Unfit, library
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("rows.c")
+HEADER = SOURCE.with_suffix(".h")
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 ELEMENTS_A_THREAD = 1 << 13
 """Fewer numbers than this are not worth another thread."""
@@ -193,26 +194,31 @@ def _at(values: Tensor | None, start: int = 0) -> int | None:
 @functools.cache
 def _rows() -> Rows | None:
     try:
-        return Rows(library(SOURCE, FLAGS, link_flags=["-lm"]))
+        return Rows(library(SOURCE, FLAGS, link_flags=["-lm"], headers=[HEADER]))
     except Unfit as error:
         logger.debug("the heads' compiled part is not used: %s", error)
         return None
 
 
 def rows_for(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor | None) -> Rows | None:
-    """The compiled functions, if they know how to do this.
+    """The compiled functions, if they know how to do this (see :func:`fits`)."""
+    return _rows() if fits(form, columns, bias, *others) else None
+
+
+def fits(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether the compiled functions know how to do this.
 
     Args:
         form: the similarity.
-        columns: of targets, int64 [N, 1] each.
+        columns: of targets, int64 [N, 1] or [N] each.
         bias: [K], added to the measures.
         others: features, prototypes and whatever else the pass is made of.
     """
     if torch.compiler.is_compiling() or len(columns) > 1 or form.num_centers > 1 or form.link.compiled is None:
-        return None
+        return False
     if bias is not None and form.kind == "cosine":
-        return None
+        return False
     for values in (bias, *others):
         if values is not None and not (values.dtype is torch.float32 and values.is_cpu and values.is_contiguous()):
-            return None
-    return _rows() if not columns or columns[0].is_contiguous() else None
+            return False
+    return not columns or columns[0].is_contiguous()

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from pycls.heads.form import float_products
 from pycls.heads.gram import Ranking, Scores
+from pycls.heads.labels import Labels, Mean, column, targets_of
+from pycls.heads.loss_native import native_losses, tail_of
 from pycls.heads.parts import (
     Auxiliary,
     Criterion,
@@ -17,13 +19,10 @@ from pycls.heads.parts import (
     Similarity,
     SoftmaxCriterion,
     Target,
+    norm,
 )
 
 _EXACT = (torch.float32, torch.float64)
-
-Labels = Tensor | tuple[Tensor, Tensor, Tensor | float]
-"""int64 [N], or a mixture (labels_a [N], labels_b [N], lam: number or [N]) meaning lam a + (1 - lam) b."""
-
 
 @dataclass
 class HeadOutput:
@@ -131,15 +130,39 @@ class Head(nn.Module):
             queries = similarity.queries(x)
             if labels is None:
                 return HeadOutput(self._shown(similarity.scores(queries).logits))
-            targets, shares = _targets(labels, x, similarity.num_classes)
-            return self._losses(x, queries, targets, shares)
+            native = isinstance(labels, Tensor) and x.is_cpu and not torch.compiler.is_compiling()
+            output = self._native_losses(x, queries, labels) if native else None  # type: ignore[arg-type]
+            return self._losses(x, queries, labels) if output is None else output
 
-    def _losses(self, x: Tensor, queries: Queries, targets: Tensor, shares: Tensor | None) -> HeadOutput:
-        """Targets int64 [N, L] and the share of each in the loss [N, L], 0 where there is no target; None: all are 1."""
-        similarity, criterion, offset = self.similarity, self.criterion, self._offset(x.dtype)
+    def _native_losses(self, x: Tensor, queries: Queries, labels: Tensor) -> HeadOutput | None:
+        """As :meth:`_losses`, by compiled C; None where it does not know how."""
+        similarity, auxiliaries = self.similarity, self._auxiliaries()
+        if auxiliaries and not similarity.form.link.identity:
+            return None
+        tail = tail_of(similarity, self.margin if self.training else None, self.criterion, self._grown())
+        found = tail and native_losses(tail, similarity, queries, labels, self._offset(x.dtype))
+        if not found:
+            return None
+        loss, logits, measure = found
+        terms = {_name(self.criterion): loss.detach()}
+        if auxiliaries:
+            targets, shares = targets_of(labels, x, similarity.num_classes)
+            clamped = targets if shares is None else targets.clamp(min=0)
+            weights = Mean(targets, clamped, shares, None).even(0, x)
+            for auxiliary in auxiliaries:
+                value = auxiliary(x, column(clamped, 0), measure, weights)
+                terms[auxiliary.term], loss = value.detach(), loss + value
+            if self.training:
+                _update(auxiliaries, x.detach(), clamped, shares)
+        self._advance()
+        return HeadOutput(self._shown(logits), loss, terms)
+
+    def _losses(self, x: Tensor, queries: Queries, labels: Labels) -> HeadOutput:
+        """The loss and its terms from the scores, by torch's operations."""
+        targets, shares = targets_of(labels, x, self.similarity.num_classes)
         clamped = targets if shares is None else targets.clamp(min=0)
-        weights = criterion.class_weights()
-        auxiliaries = self._auxiliaries()
+        similarity, criterion, offset = self.similarity, self.criterion, self._offset(x.dtype)
+        weights, auxiliaries = criterion.class_weights(), self._auxiliaries()
         if similarity.shard is not None:
             similarity.shard.step = self.steps
         if isinstance(criterion, SoftmaxCriterion):
@@ -149,30 +172,38 @@ class Head(nn.Module):
             scores = similarity.scores(queries, clamped, reduce=True, total=total, offset=offset)
         else:
             scores = similarity.scores(queries, clamped)
-        mean = _Mean(targets, clamped, shares, None if weights is None else weights.to(x.dtype))
+        mean = Mean(targets, clamped, shares, None if weights is None else weights.to(x.dtype))
         total_loss: Tensor | None = None
         sums: dict[str, Tensor] = {}
         for k in range(targets.shape[1]):
-            labels = _column(clamped, k)
-            plain, target = self._target_logits(scores, queries, labels, k)
-            losses = self._criterion_losses(scores, plain, target, labels, k, offset)
+            of_set = column(clamped, k)
+            plain, target = self._target_logits(scores, queries, of_set, k)
+            losses = self._criterion_losses(scores, plain, target, of_set, k, offset)
             terms: dict[str, Tensor] = {_name(criterion): mean.of(losses, k)}
             for auxiliary in auxiliaries:
-                terms[auxiliary.term] = auxiliary(x, labels, plain, mean.even(k, x))
+                terms[auxiliary.term] = auxiliary(x, of_set, plain, mean.even(k, x))
             for name, value in terms.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 total_loss = value if total_loss is None else total_loss + value
-        if self.training:
-            self.steps.add_(1)
-            if self.margin is not None:
-                self.margin.advance()
-            if auxiliaries:
-                _update(auxiliaries, x.detach(), clamped, shares)
+        if self.training and auxiliaries:
+            _update(auxiliaries, x.detach(), clamped, shares)
+        self._advance()
         first = None
         if scores.logits is None:
             assert scores.rival is not None
             first = similarity.link(scores.measure[0].detach()) > scores.rival
         return HeadOutput(self._shown(scores.logits), total_loss, sums, first, scores.ranking)
+
+    def _advance(self) -> None:
+        """A training pass is over: schedules move."""
+        if self.training:
+            self.steps.add_(1)
+            if self.margin is not None:
+                self.margin.advance()
+
+    def _grown(self) -> float:
+        """How much of the margin there is in this training pass, on a processor."""
+        return min(1.0, (int(self.steps) + 1) / self.margin_warmup) if self.margin_warmup > 0 else 1.0
 
     def _target_logits(self, scores: Scores, queries: Queries, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The target's logits [N] without and with margin, of label set k; the same tensor where there is none."""
@@ -181,7 +212,7 @@ class Head(nn.Module):
         if not self.training or margin is None:
             return plain, plain
         target = Target(
-            queries.norm,
+            norm(queries.x) if similarity.needs_feature_norms else None,
             scores.squared_norm[k] if scores.squared_norm else None,
             scores.log_determinant[k] if scores.log_determinant else None,
         )
@@ -224,32 +255,6 @@ class Head(nn.Module):
         return list(self.auxiliaries)  # type: ignore[arg-type]
 
 
-def _targets(labels: Labels, x: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
-    """Labels or a mixture -> targets int64 [N, L] and shares [N, L] in x's type, 0 where there is no target.
-
-    No shares at all if they are known to be 1. A GPU would have to be waited for to know; there the labels were checked
-    when the data set was built.
-    """
-    if isinstance(labels, Tensor):
-        targets, shares = labels.unsqueeze(1), None
-    else:
-        first, second, lam = labels
-        lam = torch.as_tensor(lam, dtype=x.dtype, device=x.device).expand(len(x))
-        targets, shares = torch.stack((first, second), dim=1), torch.stack((lam, 1 - lam), dim=1)
-    samples = x.size(0)
-    if targets.size(0) != samples:
-        raise ValueError(f"{samples} features but {targets.size(0)} labels")
-    if samples and targets.is_cpu and not torch.compiler.is_compiling():
-        known = targets.flatten().tolist()  # quicker than a tensor's operations
-        least, largest = min(known), max(known)
-        if largest >= classes:
-            raise ValueError(f"label {largest} in a head of {classes} classes")
-        if shares is None and least >= 0:
-            return targets, None
-    present = (targets >= 0).to(x.dtype)
-    return targets, present if shares is None else shares * present
-
-
 @torch.no_grad()
 def _update(auxiliaries: list[Auxiliary], x: Tensor, targets: Tensor, shares: Tensor | None) -> None:
     """A training step is over: centres move."""
@@ -258,36 +263,6 @@ def _update(auxiliaries: list[Auxiliary], x: Tensor, targets: Tensor, shares: Te
     weights = x.new_ones(len(rows)) if shares is None else shares.t().flatten()
     for auxiliary in auxiliaries:
         auxiliary.update(rows, targets.t().flatten(), weights)
-
-
-class _Mean:
-    """The mean over the samples that have a target, of each label set: of a mixture lam times the one's plus 1 - lam times
-    the other's; of a criterion's losses weighted by the classes' weights [K]."""
-
-    def __init__(self, targets: Tensor, clamped: Tensor, shares: Tensor | None, weights: Tensor | None) -> None:
-        self.targets, self.clamped, self.shares, self.weights = targets, clamped, shares, weights
-
-    def of(self, losses: Tensor, k: int) -> Tensor:
-        """Of the criterion's losses [N]."""
-        if self.weights is None:
-            return torch.dot(losses, self.even(k, losses))
-        weights = self.weights[_column(self.clamped, k)]
-        if self.shares is not None:
-            weights = weights * (_column(self.targets, k) >= 0)
-        portions = weights / weights.sum().clamp_(min=torch.finfo(weights.dtype).tiny)
-        return torch.dot(losses, portions if self.shares is None else portions * _column(self.shares, k))
-
-    def even(self, k: int, x: Tensor) -> Tensor:
-        """[N], the share of each sample in a mean without weights, in x's type."""
-        if self.shares is None:
-            samples = x.size(0)
-            return x.new_full((samples,), 1 / max(samples, 1))
-        return _column(self.shares, k) / (_column(self.targets, k) >= 0).sum().clamp_(min=1)
-
-
-def _column(values: Tensor, k: int) -> Tensor:
-    """Column k; of the only one a view whose gradient costs nothing."""
-    return values.squeeze(1) if values.shape[1] == 1 else values[:, k]
 
 
 def _name(part: nn.Module) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.codes import MarginCode, MarginKind, TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form
 from pycls.heads.head import Head
@@ -89,6 +90,10 @@ class Gaussian(Similarity):
         """-d - log|Lambda_y| / 2."""
         return -0.5 * (value if target.log_determinant is None else value + target.log_determinant)
 
+    def target_code(self) -> TargetCode:
+        """-(2 d + log|Lambda_y|) / 2."""
+        return TargetCode(TargetKind.DISTANCE, 0.0, 0.5)
+
     def log_determinant(self, labels: Tensor) -> Tensor:
         """log|Lambda_y| of a diagonal covariance; the identity's is 0."""
         return self.log_variance.index_select(0, labels).sum(dim=1)
@@ -121,6 +126,10 @@ class ScaledDistance(Margin):
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """(1 + alpha) d."""
         return measure * (1 + self.alpha)
+
+    def code(self) -> MarginCode:
+        """(1 + alpha) d."""
+        return MarginCode(MarginKind.MORE_DISTANCE, self.alpha)
 
     def extra_repr(self) -> str:
         """alpha."""

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.codes import TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import TINY, Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Domain, Queries, Similarity, Target, norm
+from pycls.heads.parts import Domain, Queries, Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES
 
 
@@ -33,11 +34,11 @@ class Linear(Similarity):
             self.bias = nn.Parameter(torch.zeros(num_classes))
         self.form = Form()
         self.domain = None if bias else "cosine"
-        self.needs_norms = not bias
+        self.needs_norms = self.needs_feature_norms = not bias
 
     def queries(self, features: Tensor) -> Queries:
-        """The features as they are, and their norms if a margin may ask for them."""
-        return Queries(features, norm=norm(features) if self.needs_norms else None)
+        """The features as they are."""
+        return Queries(features)
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """cos = w.x / (|w| |x|)."""
@@ -46,6 +47,10 @@ class Linear(Similarity):
     def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
         """|w| |x| cos."""
         return value * self._norms(target)
+
+    def target_code(self) -> TargetCode:
+        """Without a bias |w| |x| cos."""
+        return TargetCode(TargetKind.NONE if self.domain is None else TargetKind.OVER_BOTH)
 
     def _norms(self, target: Target) -> Tensor:
         assert target.feature_norm is not None and target.squared_norm is not None

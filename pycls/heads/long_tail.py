@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from pycls.heads.codes import MarginCode, MarginKind
 from pycls.heads.cosine import Cosine
 from pycls.heads.cross_entropy import ClassBalanced, CrossEntropy, as_counts
 from pycls.heads.head import Head
@@ -37,6 +38,10 @@ class LabelDistributionMargin(Margin):
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """cos - m_y."""
         return measure - self.margins[labels].to(measure.dtype)
+
+    def code(self) -> MarginCode:
+        """cos - m_y."""
+        return MarginCode(MarginKind.LESS_COSINE, margins=self.margins.double())
 
     def extra_repr(self) -> str:
         """max_margin."""

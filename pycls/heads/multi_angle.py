@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.codes import MarginCode, MarginKind, TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
-from pycls.heads.parts import Margin, Queries, Similarity, Target, norm
+from pycls.heads.parts import Margin, Queries, Similarity, Target
 from pycls.registry import HEADS, MARGINS, SIMILARITIES
 
 
@@ -25,6 +26,7 @@ class Projection(Similarity):
 
     name = "projection"
     domain = "cosine"
+    needs_feature_norms = True
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -32,8 +34,8 @@ class Projection(Similarity):
         self.form = Form("cosine")
 
     def queries(self, features: Tensor) -> Queries:
-        """The features as they are, and their norms."""
-        return Queries(features, norm=norm(features))
+        """The features as they are."""
+        return Queries(features)
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """u / |x|."""
@@ -44,6 +46,10 @@ class Projection(Similarity):
         """|x| cos."""
         assert target.feature_norm is not None
         return value * target.feature_norm
+
+    def target_code(self) -> TargetCode:
+        """|x| cos."""
+        return TargetCode(TargetKind.OVER_FEATURE)
 
 
 @MARGINS.register("multi_angle")
@@ -102,6 +108,11 @@ class MultiAngle(Margin):
         """The blend of cos and psi."""
         harder, blend = psi(measure, self.value), self.annealed(measure.dtype)
         return torch.lerp(harder, measure, blend / (1 + blend)) if isinstance(blend, Tensor) else harder
+
+    def code(self) -> MarginCode:
+        """With the blend's share of the cosine."""
+        blend = float(self.annealed(torch.float32))
+        return MarginCode(MarginKind.MULTI_ANGLE, self.value, blend / (1 + blend))
 
     def advance(self) -> None:
         """One more training pass."""

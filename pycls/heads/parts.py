@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.codes import MarginCode, TargetCode
 from pycls.heads.form import TINY, Form
 from pycls.heads.gram import Scores, gram_scores
 
@@ -26,12 +27,10 @@ class Queries(NamedTuple):
     Attributes:
         x: [N, D].
         length: what they are stretched or shrunk to, a number or a 0-dim tensor; None for as they are. A zero row stays.
-        norm: [N], |features|, where the similarity's target measure needs it, or None.
     """
 
     x: Tensor
     length: Tensor | float | None = None
-    norm: Tensor | None = None
 
 
 class Similarity(nn.Module):
@@ -42,7 +41,8 @@ class Similarity(nn.Module):
         bias: [K], or None.
         form: how the measure u and the logits follow from the products (see ``gram.py``).
         domain: what a margin may act on: ``"cosine"``, ``"distance"`` (squared), or None for no margin at all.
-        needs_norms: whether the target's measure needs the norm of its prototype.
+        needs_feature_norms: whether what a margin acts on needs the features' norms.
+        needs_norms: whether it needs the norm of the target's prototype.
         has_determinants: whether a class has a covariance whose determinant its target's measure needs.
         log_likelihood: whether the logits are log-likelihoods of the features (up to a constant).
         chunk: classes worked on at a time; 0 chooses.
@@ -50,6 +50,7 @@ class Similarity(nn.Module):
     """
 
     domain: ClassVar[Domain | None] = None
+    needs_feature_norms: bool = False
     needs_norms: bool = False
     has_determinants: bool = False
     log_likelihood: ClassVar[bool] = False
@@ -88,6 +89,10 @@ class Similarity(nn.Module):
         """Inverse of :meth:`to_margin_domain`."""
         raise AssertionError(f"{type(self).__name__} has no margin domain")
 
+    def target_code(self) -> TargetCode | None:
+        """The two above for the compiled loss, to be said by the class that has them; None for one that it does not know."""
+        return TargetCode() if self.domain is None else None
+
     def link(self, u: Tensor) -> Tensor:
         """Logit of measure u [N], differentiable."""
         return u
@@ -124,7 +129,7 @@ class Target(NamedTuple):
     """A sample's target class, as far as its measure may depend on it.
 
     Attributes:
-        feature_norm: [N], |x|, or None.
+        feature_norm: [N], |x|, if the similarity ``needs_feature_norms``.
         squared_norm: [N], |w_y|^2, if the similarity ``needs_norms``.
         log_determinant: [N], of the class's covariance, if it has one.
     """
@@ -146,6 +151,11 @@ class Margin(nn.Module):
     @abstractmethod
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """The target's measure [N] with the margin; ``labels`` int64 [N], clamped to 0 where there is no target."""
+
+    def code(self) -> MarginCode | None:
+        """The margin as it is now for the compiled loss, to be said by the class that has ``forward``; None for one that it
+        does not know."""
+        return None
 
     def advance(self) -> None:
         """Called once a training step, after the loss: moves the buffers of an annealing schedule."""
@@ -170,9 +180,12 @@ class SoftmaxCriterion(Criterion):
 
     Attributes:
         uses_total: whether it needs the sum.
+        plain: whether it is ``log(1 + exp(others - target))``, which the compiled loss knows; to be said by the class that
+            has ``forward``.
     """
 
     uses_total: bool = False
+    plain: bool = False
 
     def offset(self) -> Tensor | None:
         """[K], added to all logits before they are compared; None for nothing.

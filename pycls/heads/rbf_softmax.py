@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.codes import TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form, Link
 from pycls.heads.head import Head
@@ -65,6 +66,10 @@ class RadialBasis(Similarity):
     def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
         """ln s - |x - w|^2 / gamma."""
         return math.log(self.scale) - value / self.gamma
+
+    def target_code(self) -> TargetCode:
+        """ln s - |x - w|^2 / gamma."""
+        return TargetCode(TargetKind.DISTANCE, self.form.constant, self.form.rate)
 
     def link(self, u: Tensor) -> Tensor:
         """exp(u)."""

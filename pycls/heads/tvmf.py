@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.codes import TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form, Link
 from pycls.heads.head import Head
@@ -91,6 +92,10 @@ class TVMF(Similarity):
     def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
         """The measure is the cosine."""
         return value
+
+    def target_code(self) -> TargetCode:
+        """The measure is the cosine: the length is 1."""
+        return TargetCode(TargetKind.OVER_LENGTH)
 
     def link(self, u: Tensor) -> Tensor:
         """s phi(u)."""

@@ -21,7 +21,9 @@ class Unfit(Exception):
     """There is no library that does what it should; the text says why, or what to install."""
 
 
-def library(source: Path, compile_flags: Sequence[str] = (), link_flags: Sequence[str] = ()) -> ctypes.CDLL:
+def library(
+    source: Path, compile_flags: Sequence[str] = (), link_flags: Sequence[str] = (), headers: Sequence[Path] = ()
+) -> ctypes.CDLL:
     """The library made of one C file: found in the cache directory, or compiled and put there.
 
     Args:
@@ -29,6 +31,7 @@ def library(source: Path, compile_flags: Sequence[str] = (), link_flags: Sequenc
         compile_flags: besides ``FLAGS``. They are not given to the linker: with ``-fopenmp`` the library has the OpenMP
             runtime that torch has loaded, and not a second one whose threads would fight with the first one's.
         link_flags: libraries.
+        headers: files beside ``source`` that it includes.
 
     Raises:
         Unfit: there is no compiler, it fails, or what it made cannot be loaded.
@@ -45,7 +48,7 @@ def library(source: Path, compile_flags: Sequence[str] = (), link_flags: Sequenc
             if not _runs([path, "-shared", made, "-o", str(target), *link_flags]):
                 raise Unfit("it cannot be linked")
 
-    name = f"{source.stem}-{_key(source, path, *compile_flags, *link_flags)}.so"
+    name = f"{source.stem}-{_key([source, *headers], path, *compile_flags, *link_flags)}.so"
     try:
         kept = cache_dir() / name
         if kept.exists() or keep(kept, write):
@@ -70,9 +73,9 @@ def _machine() -> str:
     return f"{platform.platform()}\n{processor}"
 
 
-def _key(source: Path, *facts: str) -> str:
+def _key(sources: Sequence[Path], *facts: str) -> str:
     """What the library is a function of."""
-    about = "\n".join([source.read_text(encoding="utf-8"), *facts, _machine()])
+    about = "\n".join([*(source.read_text(encoding="utf-8") for source in sources), *facts, _machine()])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,207 @@
+"""A head's training step in four calls of compiled C (``step.c``) and its three matrix products.
+
+For what most training on a processor is: parts that the C knows, float32, one label a sample, and prototypes that need not be
+cut into chunks. All else has the same arithmetic by ``Head``, from the pass over the prototypes (``gram.py``) and torch's own
+operations on what it gives. These are some sixty a step on [N] numbers, and between two matrix products, which leave nothing
+else in a core's caches, each takes longer than all of that arithmetic.
+"""
+
+import ctypes
+import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pycls.heads.codes import MarginCode, MarginKind, TargetCode, speaks_for
+from pycls.heads.form import Form, float_products
+from pycls.heads.gram_chunk import chunks
+from pycls.heads.gram_native import FLAGS, fits
+from pycls.heads.parts import Criterion, Margin, Queries, Similarity, SoftmaxCriterion
+from pycls.runtime.native import Unfit, library
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("step.c")
+VECTORS = 13
+"""[N] each, and two [K], that the C works with."""
+BY_DETERMINANT = 10
+"""Which of them it is."""
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("rows.h", "tail.h"))
+KINDS = {"product": 0, "cosine": 1, "distance": 2}
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What is done with the targets, as plain data.
+
+    Attributes:
+        target: how measures follow from what the margin acts on.
+        margin: the margin.
+        grown: how much of it there is, in [0, 1].
+        weights: [K], of the classes in the mean, or None.
+    """
+
+    target: TargetCode
+    margin: MarginCode
+    grown: float
+    weights: Tensor | None
+
+
+def tail_of(similarity: Similarity, margin: Margin | None, criterion: Criterion, grown: float) -> Tail | None:
+    """The parts as the C has them, or None if it does not know one of them."""
+    if similarity.shard is not None or not isinstance(criterion, SoftmaxCriterion):
+        return None
+    if not criterion.plain or not speaks_for(criterion, "plain", "forward"):
+        return None
+    target, code = TargetCode(), MarginCode()
+    if margin is not None:
+        found, asked = similarity.target_code(), margin.code()
+        if found is None or asked is None or not speaks_for(margin, "code", "forward"):
+            return None
+        if not speaks_for(similarity, "target_code", "to_margin_domain", "from_margin_domain"):
+            return None
+        target, code = found, asked
+    weights = criterion.class_weights()
+    return Tail(target, code, grown, None if weights is None else weights.float())
+
+
+def native_losses(
+    tail: Tail, similarity: Similarity, queries: Queries, labels: Tensor, offset: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The step: loss, logits [N, K], and the targets' measures [N]; None where it cannot be done here.
+
+    Args:
+        tail: the margin and the criterion.
+        similarity: the similarity.
+        queries: the features.
+        labels: int64 [N], -1 for no target.
+        offset: [K], added to the logits before they are compared.
+
+    Raises:
+        ValueError: if a label is no class.
+    """
+    (weight, bias), form, x = similarity.prototypes(), similarity.form, queries.x
+    if not fits(form, [labels], bias, x, weight, offset, tail.weights) or labels.dtype is not torch.int64:
+        return None
+    if not labels.is_cpu or not len(x) or labels.shape != x.shape[:1]:
+        return None
+    if similarity.chunk > 0 or len(chunks(len(weight), weight.shape[1], len(x), 0)) > 1 or _functions() is None:
+        return None
+    determinants = None
+    if similarity.has_determinants and tail.margin.kind != MarginKind.NONE:
+        determinants = similarity.log_determinant(labels.clamp(min=0))
+    found: tuple[Tensor, Tensor, Tensor] = HeadLoss.apply(
+        x, weight, bias, similarity.link_scale(), queries.length, determinants, offset, labels, form, tail
+    )
+    return found
+
+
+class HeadLoss(torch.autograd.Function):
+    """See :func:`native_losses`."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None,
+        determinants: Tensor | None, offset: Tensor | None, labels: Tensor, form: Form, tail: Tail,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        (samples, width), classes, functions = x.shape, len(weight), _functions()
+        assert functions is not None
+        stretched = None if length is None else torch.empty_like(x)
+        z, vectors = x.new_empty(samples, classes), x.new_empty(VECTORS * samples + 2 * classes)
+        margin, target, (link, kappa) = tail.margin, tail.target, form.link.compiled or (0, 0.0)
+        step = _Step(
+            samples, width, classes, x.data_ptr(), weight.data_ptr(), _at(bias), labels.data_ptr(), _at(offset),
+            _at(tail.weights), _at(determinants), _at(margin.margins), _at(stretched), vectors.data_ptr(), z.data_ptr(),
+            None, None, None, None, None, None, margin.a, margin.b, margin.c, tail.grown,
+            1.0 if length is None else float(length), target.constant, target.rate, 1.0 if scale is None else float(scale),
+            kappa, form.constant, form.rate, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, KINDS[form.kind], link, target.kind, margin.kind,
+            torch.get_num_threads(), length is not None,
+        )  # fmt: skip
+        about = ctypes.byref(step)
+        wrong = functions.prepare(about)
+        if wrong >= 0:
+            raise ValueError(f"label {wrong} in a head of {classes} classes")
+        torch.mm(x if stretched is None else stretched, weight.t(), out=z)
+        functions.forward(about)
+        ctx.set_materialize_grads(False)
+        ctx.step, ctx.stretched, ctx.vectors = step, stretched, vectors
+        ctx.needs_finish = form.kind != "product" or margin.kind != MarginKind.NONE
+        ctx.save_for_backward(x, weight, labels, offset, z)
+        return x.new_full((), step.loss), z, vectors[samples : 2 * samples]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_loss: Tensor | None, grad_z: Tensor | None, grad_measure: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, weight, labels, offset, z = ctx.saved_tensors
+        functions, step, (need_x, need_weight, *need) = _functions(), ctx.step, ctx.needs_input_grad
+        assert functions is not None
+        grad_z, grad_measure = (g if g is None else g.contiguous() for g in (grad_z, grad_measure))
+        grad = torch.empty_like(z)
+        by_bias = z.new_empty(z.shape[1]) if need[0] else None
+        step.x, step.w, step.target, step.offset = x.data_ptr(), weight.data_ptr(), labels.data_ptr(), _at(offset)
+        step.z, step.grad, step.by_bias = z.data_ptr(), grad.data_ptr(), _at(by_bias)
+        step.by_z, step.more_by_measure = _at(grad_z), _at(grad_measure)
+        step.upstream = 0.0 if grad_loss is None else float(grad_loss)
+        about = ctypes.byref(step)
+        if not functions.gradient(about):
+            raise MemoryError("there is no memory for the sums of a head's backward pass")
+        with float_products(x):
+            by_x = torch.mm(grad, weight) if need_x else None
+            by_weight = torch.mm(grad.t(), x if ctx.stretched is None else ctx.stretched) if need_weight else None
+        if ctx.needs_finish:
+            step.by_x, step.by_w = _at(by_x), _at(by_weight)
+            functions.finish(about)
+        by_scale = x.new_full((), step.all_by_scale) if need[1] else None
+        by_length = x.new_full((), step.all_by_length) if need[2] else None
+        by_determinant = None
+        if need[3]:
+            start = BY_DETERMINANT * len(x)
+            by_determinant = ctx.vectors[start : start + len(x)] * step.upstream
+        return by_x, by_weight, by_bias, by_scale, by_length, by_determinant, *(None,) * 4
+
+
+class _Step(ctypes.Structure):
+    """``step`` of step.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("n", "d", "k")),
+        *((name, ctypes.c_void_p) for name in (
+            "x", "w", "bias", "target", "offset", "weights", "determinant", "margins", "stretched", "vectors", "z", "by_z",
+            "more_by_measure", "grad", "by_x", "by_w", "by_bias")),
+        *((name, ctypes.c_double) for name in (
+            "a", "b", "c", "grown", "length", "constant", "rate", "scale", "kappa", "form_constant", "form_rate", "upstream",
+            "loss", "by_length", "by_scale", "all_by_length", "all_by_scale")),
+        *((name, ctypes.c_int32) for name in ("kind", "link", "domain", "margin", "threads", "lengthened")),
+    )  # fmt: skip
+
+
+def _at(values: Tensor | None) -> int | None:
+    return None if values is None else values.data_ptr()
+
+
+class _Functions(NamedTuple):
+    """Of step.c, in the order of their calls."""
+
+    prepare: Any
+    forward: Any
+    gradient: Any
+    finish: Any
+
+
+@functools.cache
+def _functions() -> _Functions | None:
+    try:
+        compiled = library(SOURCE, FLAGS, link_flags=["-lm"], headers=HEADERS)
+    except Unfit as error:
+        logger.debug("the heads' compiled step is not used: %s", error)
+        return None
+    functions = _Functions(*(getattr(compiled, f"pycls_step_{name}") for name in _Functions._fields))
+    for function, result in zip(functions, (ctypes.c_int64, None, ctypes.c_int32, None), strict=True):
+        function.argtypes, function.restype = [ctypes.c_void_p], result
+    return functions
