@@ -21,7 +21,7 @@ from pycls.runtime.native import Unfit, library
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("rows.c")
-HEADER = SOURCE.with_suffix(".h")
+HEADERS = (SOURCE.with_suffix(".h"), SOURCE.with_name("exp.h"))
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 ELEMENTS_A_THREAD = 1 << 13
 """Fewer numbers than this are not worth another thread."""
@@ -70,20 +70,20 @@ class Rows:
     def stretch(self, x: Tensor, length: float) -> tuple[Tensor, Tensor]:
         """Features [N, D] of the norm ``length``, and what they were multiplied with [N, 1]; a zero row stays."""
         out, factor = torch.empty_like(x), x.new_empty(len(x), 1)
-        self._stretch(x.data_ptr(), *x.shape, length, TINY**0.5, out.data_ptr(), factor.data_ptr(), _threads(x.numel()))
+        self._stretch(x.data_ptr(), *x.shape, length, TINY**0.5, out.data_ptr(), factor.data_ptr(), threads_for(x.numel()))
         return out, factor
 
     def squares(self, rows: Tensor, constant: float, rate: float, added: Tensor | None = None) -> Tensor:
         """``constant + rate |v|^2 + added`` of each row, [N, 1]."""
         out = rows.new_empty(len(rows), 1)
-        self._squares(rows.data_ptr(), *rows.shape, constant, rate, _at(added), out.data_ptr(), _threads(rows.numel()))
+        self._squares(rows.data_ptr(), *rows.shape, constant, rate, _at(added), out.data_ptr(), threads_for(rows.numel()))
         return out
 
     def squares_of_targets(self, weight: Tensor, column: Tensor) -> Tensor:
         """|w|^2 [N] of the prototypes of a column of targets, any one for -1."""
         samples, width = len(column), weight.shape[1]
         out = weight.new_empty(samples)
-        self._of_targets(weight.data_ptr(), width, column.data_ptr(), samples, out.data_ptr(), _threads(samples * width))
+        self._of_targets(weight.data_ptr(), width, column.data_ptr(), samples, out.data_ptr(), threads_for(samples * width))
         return out
 
     def add_to_targets(self, grad: Tensor, weight: Tensor, column: Tensor, by_square: Tensor) -> None:
@@ -108,7 +108,7 @@ class Rows:
         """
         block, form, classes, alpha = part.block, part.form, part.bias, 1.0
         if part.inverse is not None:
-            self._inverse(block.data_ptr(), *block.shape, TINY**0.5, part.inverse.data_ptr(), _threads(block.numel()))
+            self._inverse(block.data_ptr(), *block.shape, TINY**0.5, part.inverse.data_ptr(), threads_for(block.numel()))
         elif form.kind == "distance":
             classes, alpha = self.squares(block, 0.0, -form.rate, part.bias), 2 * form.rate
         torch.mm(part.work.x, block.t(), out=z)
@@ -168,7 +168,7 @@ class Rows:
     ) -> None:
         """``out = alpha p out + beta q r^power rows``: p, q, r a number a row, or None for 1; power 1 or 2."""
         self._combine(out.data_ptr(), rows.data_ptr(), *rows.shape, alpha, _at(p), beta, q.data_ptr(), _at(r), power,
-                      _threads(rows.numel()))  # fmt: skip
+                      threads_for(rows.numel()))  # fmt: skip
 
 
 def _about(part: Chunk, z: Tensor, column: Tensor | None, offset: Tensor | None, total: Tensor | None) -> _Chunk:
@@ -177,11 +177,11 @@ def _about(part: Chunk, z: Tensor, column: Tensor | None, offset: Tensor | None,
     code, constant = part.form.link.compiled or (0, 0.0)
     return _Chunk(
         samples, classes, z.stride(0), part.low, _at(column), _at(offset, part.low), _at(part.inverse), _at(total, part.low),
-        1.0 if scale is None else float(scale), constant, code, _threads(z.numel()),
+        1.0 if scale is None else float(scale), constant, code, threads_for(z.numel()),
     )  # fmt: skip
 
 
-def _threads(elements: int) -> int:
+def threads_for(elements: int) -> int:
     """How many are worth waking for so many numbers."""
     return max(1, min(torch.get_num_threads(), elements // ELEMENTS_A_THREAD))
 
@@ -194,7 +194,7 @@ def _at(values: Tensor | None, start: int = 0) -> int | None:
 @functools.cache
 def _rows() -> Rows | None:
     try:
-        return Rows(library(SOURCE, FLAGS, link_flags=["-lm"], headers=[HEADER]))
+        return Rows(library(SOURCE, FLAGS, link_flags=["-lm"], headers=HEADERS))
     except Unfit as error:
         logger.debug("the heads' compiled part is not used: %s", error)
         return None

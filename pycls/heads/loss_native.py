@@ -30,7 +30,7 @@ VECTORS = 13
 """[N] each, and two [K], that the C works with."""
 BY_DETERMINANT = 10
 """Which of them it is."""
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("rows.h", "tail.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("exp.h", "rows.h", "tail.h"))
 KINDS = {"product": 0, "cosine": 1, "distance": 2}
 
 

@@ -10,6 +10,7 @@ from pycls.heads.esf import log_ratio_of_others
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
 from pycls.heads.parts import LogitsCriterion
+from pycls.heads.topk_native import topk_losses
 from pycls.registry import CRITERIA, HEADS
 
 MANY_CLASSES = 50
@@ -58,6 +59,9 @@ class HardTopK(LogitsCriterion):
 
     def forward(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """[N]."""
+        native = topk_losses(logits, target, labels, self.k, self.alpha)
+        if native is not None:
+            return native
         rival = _KthOther.apply(logits, labels, self.k)
         return (self.alpha + (rival - target) / self.k).clamp(min=0)
 
@@ -119,6 +123,9 @@ class SmoothTopK(LogitsCriterion):
     def forward(self, logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """[N]."""
         k, tau = self.k, self.tau
+        native = topk_losses(logits, target, labels, k, self.alpha, tau, self.threshold)
+        if native is not None:
+            return native
         ratio, kth, top = log_ratio_of_others(logits, labels, k, k * tau)
         smooth = -tau * F.logsigmoid(target / (k * tau) - ratio - self.alpha / tau)
         if not self.threshold:
