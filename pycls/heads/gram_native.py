@@ -201,8 +201,8 @@ def _rows() -> Rows | None:
 
 
 def rows_for(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor | None) -> Rows | None:
-    """The compiled functions, if they know how to do this (see :func:`fits`)."""
-    return _rows() if fits(form, columns, bias, *others) else None
+    """The compiled functions, if they know how to do this (see :func:`fits`); with one centre a class."""
+    return _rows() if form.num_centers == 1 and fits(form, columns, bias, *others) else None
 
 
 def fits(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor | None) -> bool:
@@ -214,7 +214,7 @@ def fits(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor
         bias: [K], added to the measures.
         others: features, prototypes and whatever else the pass is made of.
     """
-    if torch.compiler.is_compiling() or len(columns) > 1 or form.num_centers > 1 or form.link.compiled is None:
+    if torch.compiler.is_compiling() or len(columns) > 1 or form.link.compiled is None:
         return False
     if bias is not None and form.kind == "cosine":
         return False

@@ -31,6 +31,7 @@ VECTORS = 13
 BY_DETERMINANT = 10
 """Which of them it is."""
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("exp.h", "rows.h", "tail.h"))
+MOST_CENTERS = 255
 KINDS = {"product": 0, "cosine": 1, "distance": 2}
 
 
@@ -89,7 +90,11 @@ def native_losses(
         return None
     if not labels.is_cpu or not len(x) or labels.shape != x.shape[:1]:
         return None
-    if similarity.chunk > 0 or len(chunks(len(weight), weight.shape[1], len(x), 0)) > 1 or _functions() is None:
+    centers = form.num_centers
+    if centers > 1 and (form.kind != "cosine" or not form.link.identity or centers > MOST_CENTERS):
+        return None
+    limits = chunks(len(weight) // centers, weight.shape[1] * centers, len(x), similarity.chunk)
+    if similarity.chunk > 0 or len(limits) > 1 or _functions() is None:
         return None
     determinants = None
     if similarity.has_determinants and tail.margin.kind != MarginKind.NONE:
@@ -108,27 +113,31 @@ class HeadLoss(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None,
         determinants: Tensor | None, offset: Tensor | None, labels: Tensor, form: Form, tail: Tail,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        (samples, width), classes, functions = x.shape, len(weight), _functions()
+        (samples, width), rows, centers, functions = x.shape, len(weight), form.num_centers, _functions()
+        classes = rows // centers
         assert functions is not None
         stretched = None if length is None else torch.empty_like(x)
-        z, vectors = x.new_empty(samples, classes), x.new_empty(VECTORS * samples + 2 * classes)
+        z, vectors = x.new_empty(samples, classes), x.new_empty(VECTORS * samples + 2 * rows)
+        products, picks = z, None
+        if centers > 1:
+            products, picks = x.new_empty(samples, rows), torch.empty(samples, classes, dtype=torch.uint8)
         margin, target, (link, kappa) = tail.margin, tail.target, form.link.compiled or (0, 0.0)
         step = _Step(
-            samples, width, classes, x.data_ptr(), weight.data_ptr(), _at(bias), labels.data_ptr(), _at(offset),
-            _at(tail.weights), _at(determinants), _at(margin.margins), _at(stretched), vectors.data_ptr(), z.data_ptr(),
-            None, None, None, None, None, None, margin.a, margin.b, margin.c, tail.grown,
+            samples, width, classes, centers, x.data_ptr(), weight.data_ptr(), _at(bias), labels.data_ptr(), _at(offset),
+            _at(tail.weights), _at(determinants), _at(margin.margins), _at(stretched), vectors.data_ptr(),
+            products.data_ptr(), z.data_ptr(), _at(picks), *(None,) * 6, margin.a, margin.b, margin.c, tail.grown,
             1.0 if length is None else float(length), target.constant, target.rate, 1.0 if scale is None else float(scale),
-            kappa, form.constant, form.rate, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, KINDS[form.kind], link, target.kind, margin.kind,
+            kappa, form.constant, form.rate, *(0.0,) * 6, KINDS[form.kind], link, target.kind, margin.kind,
             torch.get_num_threads(), length is not None,
         )  # fmt: skip
         about = ctypes.byref(step)
         wrong = functions.prepare(about)
         if wrong >= 0:
             raise ValueError(f"label {wrong} in a head of {classes} classes")
-        torch.mm(x if stretched is None else stretched, weight.t(), out=z)
+        torch.mm(x if stretched is None else stretched, weight.t(), out=products)
         functions.forward(about)
         ctx.set_materialize_grads(False)
-        ctx.step, ctx.stretched, ctx.vectors = step, stretched, vectors
+        ctx.step, ctx.stretched, ctx.vectors, ctx.picks = step, stretched, vectors, picks
         ctx.needs_finish = form.kind != "product" or margin.kind != MarginKind.NONE
         ctx.save_for_backward(x, weight, labels, offset, z)
         return x.new_full((), step.loss), z, vectors[samples : 2 * samples]
@@ -142,7 +151,7 @@ class HeadLoss(torch.autograd.Function):
         functions, step, (need_x, need_weight, *need) = _functions(), ctx.step, ctx.needs_input_grad
         assert functions is not None
         grad_z, grad_measure = (g if g is None else g.contiguous() for g in (grad_z, grad_measure))
-        grad = torch.empty_like(z)
+        grad = z.new_empty(len(z), len(weight))
         by_bias = z.new_empty(z.shape[1]) if need[0] else None
         step.x, step.w, step.target, step.offset = x.data_ptr(), weight.data_ptr(), labels.data_ptr(), _at(offset)
         step.z, step.grad, step.by_bias = z.data_ptr(), grad.data_ptr(), _at(by_bias)
@@ -170,10 +179,10 @@ class _Step(ctypes.Structure):
     """``step`` of step.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n", "d", "k")),
+        *((name, ctypes.c_int64) for name in ("n", "d", "k", "centers")),
         *((name, ctypes.c_void_p) for name in (
-            "x", "w", "bias", "target", "offset", "weights", "determinant", "margins", "stretched", "vectors", "z", "by_z",
-            "more_by_measure", "grad", "by_x", "by_w", "by_bias")),
+            "x", "w", "bias", "target", "offset", "weights", "determinant", "margins", "stretched", "vectors", "products",
+            "z", "picks", "by_z", "more_by_measure", "grad", "by_x", "by_w", "by_bias")),
         *((name, ctypes.c_double) for name in (
             "a", "b", "c", "grown", "length", "constant", "rate", "scale", "kappa", "form_constant", "form_rate", "upstream",
             "loss", "by_length", "by_scale", "all_by_length", "all_by_scale")),

@@ -1,5 +1,8 @@
 /* A head's training step but for its three matrix products, all classes at once: see loss_native.py.
  *
+ * There are m = k centers prototypes, those of a class in adjacent rows; with several the class's measure is the largest of
+ * theirs, which is done for cosines whose link is the identity.
+ *
  * The four functions are called in the order in which they stand, with x W^T made between the first two, and by_x = grad W and
  * by_w = grad^T x between the last two. One structure goes through all four. NULL stands for what is not there or not wanted.
  */
@@ -10,17 +13,18 @@
 enum kind { PRODUCT = 0, COSINE = 1, DISTANCE = 2 };
 
 typedef struct {
-    int64_t n, d, k;
-    const float *x, *w, *bias;          /* [n, d], [k, d], [k] */
+    int64_t n, d, k, centers;
+    const float *x, *w, *bias;          /* [n, d], [m, d], [k] */
     const int64_t *target;              /* [n], below 0 for none */
     const float *offset, *weights;      /* [k], added to the logits before they are compared; of the classes in the mean */
     const float *determinant;           /* [n], log|Lambda_y| */
     const double *margins;              /* [k] */
     float *stretched;                   /* [n, d], x as it is multiplied where it has a length */
-    float *vectors;                     /* VECTORS [n] and then two [k] */
-    float *z;                           /* [n, k], products and then logits */
+    float *vectors;                     /* VECTORS [n] and then two [m] */
+    float *products, *z;                /* [n, m], [n, k]; the same where a class has one centre */
+    uint8_t *picks;                     /* [n, k], which centre it was */
     const float *by_z, *more_by_measure; /* [n, k], [n]: what else there is of these gradients */
-    float *grad, *by_x, *by_w, *by_bias; /* [n, k], [n, d], [k, d], [k] */
+    float *grad, *by_x, *by_w, *by_bias; /* [n, m], [n, d], [m, d], [k] */
     double a, b, c, grown, length, constant, rate, scale, kappa; /* see tail.h */
     double form_constant, form_rate;    /* of DISTANCE: u = form_constant - form_rate |x - w|^2 */
     double upstream;                    /* gradient by the loss */
@@ -37,11 +41,13 @@ static const float LEAST = 1e-12f; /* norm under which a vector counts as zero *
 
 static float *vector(const step *s, int which) { return s->vectors + which * s->n; }
 
-/* [k]: 1 / |w| of cosines, or what is added to a column's measures. */
+static int64_t prototypes(const step *s) { return s->k * s->centers; }
+
+/* [m]: 1 / |w| of cosines, or what is added to a column's measures. */
 static float *column(const step *s) { return s->vectors + VECTORS * s->n; }
 
-/* [k]: sums over the samples of the gradient by the measures, for cosines times the measure. */
-static float *along_column(const step *s) { return s->vectors + VECTORS * s->n + s->k; }
+/* [m]: sums over the samples of the gradient by the measures, for cosines times the measure. */
+static float *along_column(const step *s) { return column(s) + prototypes(s); }
 
 static int threads_for(const step *s, int64_t elements)
 {
@@ -52,7 +58,7 @@ static int threads_for(const step *s, int64_t elements)
 static chunk chunk_of(const step *s)
 {
     return (chunk){.n = s->n, .c = s->k, .stride = s->k, .target = s->target, .offset = s->offset,
-                   .inverse = s->kind == COSINE ? column(s) : NULL, .scale = (float)s->scale, .kappa = (float)s->kappa,
+                   .inverse = s->kind == COSINE && s->centers == 1 ? column(s) : NULL, .scale = (float)s->scale, .kappa = (float)s->kappa,
                    .link = s->link, .threads = threads_for(s, s->n * s->k)};
 }
 
@@ -75,13 +81,13 @@ int64_t pycls_step_prepare(const step *s)
 {
     for (int64_t i = 0; i < s->n; i++)
         if (s->target[i] >= s->k) return s->target[i];
-#pragma omp parallel num_threads(threads_for(s, (s->n + s->k) * s->d))
+#pragma omp parallel num_threads(threads_for(s, (s->n + prototypes(s)) * s->d))
     {
 #pragma omp for schedule(static) nowait
         for (int64_t i = 0; i < s->n; i++) prepare_sample(s, i);
         if (s->kind != PRODUCT) {
 #pragma omp for schedule(static)
-            for (int64_t j = 0; j < s->k; j++) {
+            for (int64_t j = 0; j < prototypes(s); j++) {
                 const float *v = s->w + j * s->d;
                 column(s)[j] = s->kind == COSINE ? inverse_of(v, s->d, LEAST) : -(float)s->form_rate * square_of(v, s->d);
             }
@@ -123,6 +129,42 @@ static void losses(step *s)
     }
 }
 
+/* The cosines of the nearest centres. */
+static void pick(const step *s, int64_t i)
+{
+    const int64_t centers = s->centers;
+    const float *p = s->products + i * prototypes(s), *inverse = column(s);
+    float *z = s->z + i * s->k;
+    uint8_t *picks = s->picks + i * s->k;
+    for (int64_t j = 0; j < s->k; j++, p += centers, inverse += centers) {
+        float most = p[0] * inverse[0];
+        int at = 0;
+        for (int c = 1; c < centers; c++) {
+            const float u = p[c] * inverse[c];
+            if (u > most || u != u) most = u, at = c;
+        }
+        z[j] = most;
+        picks[j] = (uint8_t)at;
+    }
+}
+
+/* From the gradient by the picked cosines [k] to that by the products [m]; as along_cosines. */
+static float spread(const step *s, int64_t i, const float *g, float *columns)
+{
+    const float *z = s->z + i * s->k, *inverse = column(s);
+    const uint8_t *picks = s->picks + i * s->k;
+    float *out = s->grad + i * prototypes(s), along = 0;
+    memset(out, 0, (size_t)prototypes(s) * sizeof(float));
+    for (int64_t j = 0; j < s->k; j++) {
+        const int64_t at = j * s->centers + picks[j];
+        const float v = g[j] * z[j];
+        along += v;
+        columns[at] += v;
+        out[at] = g[j] * inverse[at];
+    }
+    return along;
+}
+
 /* Logits in place of products; losses and their slopes. */
 void pycls_step_forward(step *s)
 {
@@ -134,6 +176,7 @@ void pycls_step_forward(step *s)
         float *z = s->z + i * s->k;
         const int64_t t = place_of(&of, i);
         vector(s, MEASURE)[i] = 0;
+        if (s->centers > 1) pick(s, i);
         logits_of_products(&of, z, alpha, row ? row[i] : 0, added, t, vector(s, MEASURE) + i);
         const others found = others_of(&of, z, t, 0);
         /* of a single class there is nothing to sum: a finite stand-in for log 0 keeps the gradients finite */
@@ -145,11 +188,11 @@ void pycls_step_forward(step *s)
     losses(s);
 }
 
-/* A row of the gradient by the products (over 2 rate, for distances); adds to the columns' sums. */
-static void gradient_row(const step *s, const chunk *of, int64_t i, float *columns)
+/* A row of the gradient by the products (over 2 rate, for distances); adds to the columns' sums. scratch [k], for centres. */
+static void gradient_row(const step *s, const chunk *of, int64_t i, float *columns, float *scratch)
 {
     const float *z = s->z + i * s->k, upstream = (float)s->upstream;
-    float *g = s->grad + i * s->k;
+    float *g = s->centers > 1 ? scratch : s->grad + i * s->k;
     const int64_t t = place_of(of, i);
     softmax_of(of, z, g, t, vector(s, TOP)[i], upstream * vector(s, BY_OTHERS)[i] / vector(s, SUM)[i], 0);
     if (s->by_z) {
@@ -159,28 +202,31 @@ static void gradient_row(const step *s, const chunk *of, int64_t i, float *colum
     }
     vector(s, BY_SCALE)[i] = through_link(of, z, g);
     if (t >= 0) g[t] += upstream * vector(s, BY_MEASURE)[i] + (s->more_by_measure ? s->more_by_measure[i] : 0);
-    vector(s, ALONG)[i] = s->kind == COSINE ? along_cosines(of, z, g, columns) : sums(s->k, g, columns);
+    vector(s, ALONG)[i] = s->centers > 1      ? spread(s, i, g, columns)
+                          : s->kind == COSINE ? along_cosines(of, z, g, columns)
+                                              : sums(s->k, g, columns);
 }
 
 /* Returns whether there was memory for it. */
 int32_t pycls_step_gradient(step *s)
 {
     const chunk of = chunk_of(s);
-    float *partial = malloc((size_t)(of.threads * s->k) * sizeof(float)), *to = s->by_bias ? s->by_bias : along_column(s);
+    const int64_t m = prototypes(s), of_thread = s->centers > 1 ? m + s->k : m;
+    float *partial = malloc((size_t)(of.threads * of_thread) * sizeof(float)), *to = s->by_bias ? s->by_bias : along_column(s);
     if (!partial) return 0;
     int used = 1;
 #pragma omp parallel num_threads(of.threads)
     {
-        float *columns = partial + omp_get_thread_num() * s->k;
-        memset(columns, 0, (size_t)s->k * sizeof(float));
+        float *columns = partial + omp_get_thread_num() * of_thread;
+        memset(columns, 0, (size_t)m * sizeof(float));
 #pragma omp single
         used = omp_get_num_threads();
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < s->n; i++) gradient_row(s, &of, i, columns);
+        for (int64_t i = 0; i < s->n; i++) gradient_row(s, &of, i, columns, columns + m);
 #pragma omp for schedule(static)
-        for (int64_t j = 0; j < s->k; j++) {
+        for (int64_t j = 0; j < m; j++) {
             float total = partial[j];
-            for (int64_t p = 1; p < used; p++) total += partial[p * s->k + j];
+            for (int64_t p = 1; p < used; p++) total += partial[p * of_thread + j];
             to[j] = total;
         }
     }
@@ -223,7 +269,7 @@ static void finish_prototype(const step *s, int64_t j)
 /* by_x and by_w from what the products with grad gave. */
 void pycls_step_finish(const step *s)
 {
-#pragma omp parallel num_threads(threads_for(s, (s->n + s->k) * s->d))
+#pragma omp parallel num_threads(threads_for(s, (s->n + prototypes(s)) * s->d))
     {
         if (s->by_x) {
 #pragma omp for schedule(static) nowait
@@ -231,7 +277,7 @@ void pycls_step_finish(const step *s)
         }
         if (s->by_w && s->kind != PRODUCT) {
 #pragma omp for schedule(static)
-            for (int64_t j = 0; j < s->k; j++) finish_prototype(s, j);
+            for (int64_t j = 0; j < prototypes(s); j++) finish_prototype(s, j);
         }
     }
     if (!s->by_w || !s->margin || s->domain != OVER_BOTH) return;
