@@ -1,20 +1,26 @@
-"""Batches of a data set whose images lie in files: loading processes decode and cut, the device normalises."""
+"""Batches of a data set whose images lie in files: loading processes decode and cut, or the device does; it normalises."""
 
+import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pycls.data.batch import Batch, Settings
+from pycls.data.ahead import ahead
+from pycls.data.batch import Batch, Request, Settings
 from pycls.data.dataset import EncodedDataset, FileDataset
-from pycls.data.loading import Loaded, Loading, Request, augmented, in_loading_process
+from pycls.data.device_jpegs import DeviceDecoder
+from pycls.data.loading import Loaded, Loading, augmented, in_loading_process
 from pycls.data.native import jpeg_cutter
 from pycls.data.pixels import Normalise
 from pycls.data.policies import Samples
 from pycls.errors import RunError
+
+AHEAD = 2
+"""Batches that the device has decoded before they are asked for."""
 
 
 class _Requests:
@@ -39,6 +45,32 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _next(handed_over: Iterator[Any]) -> Loaded:
+    """Raises :class:`RunError` where a loading process hands over an error, or none does anything any more."""
+    try:
+        loaded = next(handed_over)
+    except RuntimeError as error:
+        raise _ended(error) from error
+    if isinstance(loaded, RunError):
+        raise loaded
+    assert isinstance(loaded, Loaded)
+    return loaded
+
+
+def _told(made: Iterator[Loaded]) -> Loaded:
+    """The next; PyTorch tells of a dead loading process in the main thread, whichever thread waits for it."""
+    try:
+        return next(made)
+    except RuntimeError as error:
+        if isinstance(error, RunError) or "DataLoader worker" not in str(error):
+            raise
+        raise _ended(error) from error
+
+
+def _ended(error: RuntimeError) -> RunError:
+    return RunError(f"a loading process ended: {' '.join(str(error).split())}")
+
+
 class FileSource:
     """The pixels of a :class:`FileDataset`. One iteration at a time.
 
@@ -48,6 +80,7 @@ class FileSource:
 
     Attributes:
         left_out: in evaluation, the images of the last iteration that could not be read.
+        decodes_on_device: whether the device decodes JPEGs.
     """
 
     def __init__(self, dataset: FileDataset, settings: Settings) -> None:
@@ -59,9 +92,12 @@ class FileSource:
         self.left_out = 0
         if settings.native and isinstance(dataset, EncodedDataset):
             jpeg_cutter()  # compiled before there are processes that would all do so
+        self.decodes_on_device = settings.decode_on_device and isinstance(dataset, EncodedDataset)
+        again = Loading(dataset, settings).__getitems__
+        self._decoder = DeviceDecoder(settings.device, again) if self.decodes_on_device else None
         workers = settings.num_workers
         self._loader: DataLoader[Loaded] = DataLoader(
-            Loading(dataset, settings),
+            Loading(dataset, settings, hands_over=self.decodes_on_device),
             batch_sampler=self._requests,  # type: ignore[arg-type]  # any iterable with a length does
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -81,20 +117,30 @@ class FileSource:
         """
         self._requests.plan = [[(epoch, draw) for draw in draws.tolist()] for draws in plan]
         self.left_out = 0
-        loaded: Iterator[Any] = iter(self._loader) if plan else iter(())
-        for draws in plan:
-            try:
-                batch = next(loaded)
-            except RuntimeError as error:
-                raise RunError(f"a loading process ended: {' '.join(str(error).split())}") from error
-            if isinstance(batch, RunError):
-                raise batch
-            for name, reason in batch.unreadable:
-                assert self._settings.unreadable is not None
-                self._settings.unreadable.add(name, reason)
-            self.left_out += len(draws) - len(batch.ids)
-            if batch.ids:
-                yield self._finish(batch.pixels, torch.tensor(batch.ids), draws, epoch)
+        with contextlib.closing(self._loaded(len(plan))) as coming:
+            for draws, loaded in zip(plan, coming, strict=True):
+                for name, reason in loaded.unreadable:
+                    assert self._settings.unreadable is not None
+                    self._settings.unreadable.add(name, reason)
+                self.left_out += len(draws) - len(loaded.ids)
+                if loaded.ids:
+                    yield self._finish(loaded.pixels, torch.tensor(loaded.ids), draws, epoch)
+
+    def _loaded(self, count: int) -> Generator[Loaded, None, None]:
+        """What the loading processes hand over, with nothing left to decode."""
+        if not count:
+            return
+        handed_over, decoder = iter(self._loader), self._decoder
+        if decoder is None:
+            for _ in range(count):
+                yield _next(handed_over)
+            return
+        with contextlib.closing(ahead(lambda: decoder(_next(handed_over)), count, AHEAD)) as made:
+            for _ in range(count):
+                loaded = _told(made)
+                if loaded.pixels.is_cuda:  # of the decoder's stream, which is not to reuse them before this one has read them
+                    loaded.pixels.record_stream(torch.cuda.current_stream(loaded.pixels.device))
+                yield loaded
 
     def _finish(self, pixels: Tensor, ids: Tensor, draws: Tensor, epoch: int) -> Batch:
         settings, device = self._settings, self._settings.device
