@@ -208,12 +208,13 @@ def time(cfg: CfgNode) -> int:
         model = build.place(cfg, model, device)
         logger.info("%s on %s: %d steps of %d images on %s", training.names(cfg), dataset.name, cfg.PREC_TIME.NUM_ITER,
                     cfg.TRAIN.BATCH_SIZE, device)  # fmt: skip
+        loader = build.build_train_loader(cfg, dataset, device, ranks)
         times = time_steps(
-            model, build.build_optimizer(cfg, model), build.build_train_loader(cfg, dataset, device, ranks), device,
+            model, build.build_optimizer(cfg, model), loader, device,
             warmup=cfg.PREC_TIME.WARMUP_ITER, count=cfg.PREC_TIME.NUM_ITER, autocast=build.autocast_dtype(cfg),
         )  # fmt: skip
         if ranks.is_main:
-            _report(cfg, "time.json", times, reports.timing(times, cfg.TRAIN.BATCH_SIZE))
+            _report(cfg, "time.json", times, reports.timing(times, cfg.TRAIN.BATCH_SIZE, loader.decodes_on_device))
     return 0
 
 

@@ -1,6 +1,7 @@
 """From the options to data sets, what is drawn of them, and loaders."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -109,8 +110,7 @@ def build_train_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ran
             device=device, channels_last=cfg.MODEL.CHANNELS_LAST, crop_padding=cfg.TRAIN.CROP_PADDING,
             hflip={"auto": None, "on": True, "off": False}[cfg.TRAIN.HFLIP], im_size=cfg.TRAIN.IM_SIZE,
             im_sizes=cfg.TRAIN.IM_SIZES, augmentation=build_augmentation(cfg, dataset), repeats=cfg.TRAIN.REPEATS,
-            num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
-            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, cfg.TRAIN.SPLIT),
+            unreadable=_account(cfg, cfg.TRAIN.SPLIT), **_decoding(cfg, device),
         )  # fmt: skip
 
 
@@ -120,6 +120,16 @@ def build_augmentation(cfg: CfgNode, dataset: Dataset) -> Augmentation:
         policy = augment_names.parse(cfg.TRAIN.AUGMENT)
     pca_std = cfg.TRAIN.PCA_STD if isinstance(dataset, FileDataset) else 0.0
     return Augmentation(policy, cfg.TRAIN.COLOR_JITTER, pca_std, cfg.TRAIN.ERASE_PROB)
+
+
+def _decoding(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
+    """Who decodes images in files, as the loaders' arguments; :class:`InputError` for a GPU that is not there."""
+    loading = cfg.DATA_LOADER
+    if loading.DECODER == "gpu" and device.type != "cuda":
+        raise InputError(f"DATA_LOADER.DECODER gpu needs a CUDA GPU, and this run is on {device.type}; auto and pillow decode "
+                         "anywhere")  # fmt: skip
+    return {"num_workers": loading.NUM_WORKERS, "pin_memory": loading.PIN_MEMORY, "native": loading.DECODER != "pillow",
+            "decode_on_device": loading.DECODER == "gpu"}  # fmt: skip
 
 
 def _account(cfg: CfgNode, split: str) -> Unreadable:
@@ -147,8 +157,7 @@ def build_eval_loader(
         return EvalLoader(
             dataset, cfg.TEST.BATCH_SIZE, rank=ranks.rank, world_size=ranks.world_size, device=device,
             channels_last=cfg.MODEL.CHANNELS_LAST, im_size=size, resize=resize,
-            num_workers=cfg.DATA_LOADER.NUM_WORKERS, pin_memory=cfg.DATA_LOADER.PIN_MEMORY,
-            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, split),
+            unreadable=_account(cfg, split), **_decoding(cfg, device),
         )  # fmt: skip
 
 
@@ -162,8 +171,7 @@ def build_unknown_loader(cfg: CfgNode, known: Dataset, device: torch.device) -> 
     with user_errors("TEST.OPEN_SET"):
         return EvalLoader(
             dataset, cfg.TEST.BATCH_SIZE, device=device, channels_last=cfg.MODEL.CHANNELS_LAST,
-            im_size=image_size(cfg, known), num_workers=cfg.DATA_LOADER.NUM_WORKERS,
-            native=cfg.DATA_LOADER.DECODER == "auto", unreadable=_account(cfg, name),
+            im_size=image_size(cfg, known), unreadable=_account(cfg, name), **_decoding(cfg, device),
         )  # fmt: skip
 
 

@@ -32,6 +32,9 @@ def check(values: dict[str, Any], given: dict[str, Located]) -> None:
     if values["MODEL.ACTIVATION_CHECKPOINTING"] and values["MODEL.COMPILE"]:
         raise InputError(f"{start('MODEL.ACTIVATION_CHECKPOINTING')} does not go with MODEL.COMPILE: torch.compile chooses "
                          "itself what to compute again")  # fmt: skip
+    if values["DATA_LOADER.DECODER"] == "gpu" and values["DEVICE"] not in ("auto", "cuda"):
+        raise InputError(f"{start('DATA_LOADER.DECODER')}: gpu needs a CUDA GPU, and DEVICE is {values['DEVICE']}; auto and "
+                         "pillow decode anywhere")  # fmt: skip
     if values["PARALLEL.STATIC_GRAPH"] and values["TRAIN.ACCUM_STEPS"] > 1:
         raise InputError(f"{start('PARALLEL.STATIC_GRAPH')} does not go with TRAIN.ACCUM_STEPS: PyTorch's DDP cannot hold "
                          "gradients of a static graph back")  # fmt: skip

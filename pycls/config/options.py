@@ -139,8 +139,9 @@ CORE: dict[str, Option] = {
     "TEST.WEIGHTS": Option("", "weights to test: a file, a URL, or a name of the Model Zoo; empty for OUT_DIR's best"),
     "TEST.TOP_K": Option(5, "k of the top-k error (at most the number of classes)", low=1),
     "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files", low=0),
-    "DATA_LOADER.DECODER": Option("auto", "of JPEGs: auto compiles a fast one where it can; pillow",
-                                  choices=("auto", "pillow")),
+    "DATA_LOADER.DECODER": Option("auto", "of JPEGs: auto compiles a fast one where it can; pillow; gpu decodes on the CUDA "
+                                  "GPU that trains (nvJPEG): not measured yet",
+                                  choices=("auto", "pillow", "gpu")),
     "DATA_LOADER.PIN_MEMORY": Option(True, "page-locked memory for faster copies to a GPU"),
     # --- the optimisation
     "OPTIM.OPTIMIZER": Option("sgd", "the optimiser", choices=("sgd", "adam", "adamw")),

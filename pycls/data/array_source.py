@@ -27,6 +27,8 @@ class ArraySource:
 
     left_out = 0
     """Images that could not be read: none."""
+    decodes_on_device = False
+    """There is nothing to decode."""
 
     def __init__(self, dataset: ArrayDataset, settings: Settings) -> None:
         self._settings = settings

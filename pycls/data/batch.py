@@ -10,6 +10,9 @@ from torch import Tensor
 from pycls.data.augment import Augmentation
 from pycls.data.unreadable import Unreadable
 
+Request = tuple[int, int]
+"""(epoch, draw): all that a sample is a function of, besides the seed."""
+
 
 class Batch(NamedTuple):
     """One process's part of a global batch.
@@ -44,6 +47,7 @@ class Settings:
         num_workers: loading processes for images in files; 0 to load in this one.
         pin_memory: page-locked memory for the copy to a GPU.
         native: whether the compiled JPEG cutter may be used.
+        decode_on_device: whether the device decodes JPEGs in files, not the loading processes.
         unreadable: what becomes of images that cannot be decoded; None to end with the first.
     """
 
@@ -60,6 +64,7 @@ class Settings:
     num_workers: int = 0
     pin_memory: bool = False
     native: bool = True
+    decode_on_device: bool = False
     unreadable: Unreadable | None = None
 
     def size_at(self, epoch: int) -> int:

@@ -36,7 +36,7 @@ def decode(data: bytes) -> np.ndarray:
 
 def turned(image: Image.Image, original: Image.Image) -> Image.Image:
     """The image, upright by the EXIF orientation of the one it was made from."""
-    turn = TURNS.get(_orientation(original))
+    turn = TURNS.get(orientation_of(original))
     return image if turn is None else image.transpose(turn)
 
 
@@ -50,7 +50,8 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """What EXIF says; 1, upright, where it says nothing or cannot be read."""
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF raises nearly anything, and is no reason to lose the image

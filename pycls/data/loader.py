@@ -62,6 +62,7 @@ class TrainLoader:
         num_workers: loading processes for images in files.
         pin_memory: page-locked memory for images in files on their way to a GPU.
         native: whether the compiled JPEG cutter may be used, where there is one.
+        decode_on_device: whether the device decodes JPEGs in files, not the loading processes.
         unreadable: account of the images that cannot be read; None to end with the first.
     """
 
@@ -85,6 +86,7 @@ class TrainLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         native: bool = True,
+        decode_on_device: bool = False,
         unreadable: Unreadable | None = None,
     ) -> None:
         _check_shares(batch_size, rank, world_size)
@@ -112,6 +114,7 @@ class TrainLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             native=native,
+            decode_on_device=decode_on_device,
             unreadable=unreadable,
         )
         self._source = _make_source(dataset, settings)
@@ -119,6 +122,11 @@ class TrainLoader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._sampler) // self._batch_size
+
+    @property
+    def decodes_on_device(self) -> bool:
+        """Whether the device decodes JPEGs, and not loading processes."""
+        return self._source.decodes_on_device
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This process's part of the global batches ``start``, ``start + 1``, ... of an epoch (both from 0 on)."""
@@ -147,6 +155,7 @@ class EvalLoader:
         num_workers: loading processes for images in files.
         pin_memory: page-locked memory for images in files on their way to a GPU.
         native: whether the compiled JPEG cutter may be used, where there is one.
+        decode_on_device: whether the device decodes JPEGs in files, not the loading processes.
         unreadable: account of the images that cannot be read; None to end with the first.
     """
 
@@ -164,6 +173,7 @@ class EvalLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         native: bool = True,
+        decode_on_device: bool = False,
         unreadable: Unreadable | None = None,
     ) -> None:
         _check_shares(batch_size, rank, world_size)
@@ -180,6 +190,7 @@ class EvalLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             native=native,
+            decode_on_device=decode_on_device,
             unreadable=unreadable,
         )
         self._source = _make_source(dataset, settings)

@@ -64,10 +64,19 @@ def _worst_classes(test: Mapping[str, Any], names: list[str]) -> str:
     return ", ".join(f"{names[k] if k < len(names) else k} {100 * rate:.1f} %" for rate, k in sorted(rates, reverse=True)[:3])
 
 
-def timing(times: Mapping[str, float], batch_size: int) -> str:
-    """Seconds a batch and images a second of the step, the loader and both together, and which one to mend."""
-    names = {"test_step_s": "test step (forward)", "train_step_s": "train step", "loader_s": "loader",
+def timing(times: Mapping[str, float], batch_size: int, decodes_on_gpu: bool) -> str:
+    """Seconds a batch and images a second of the step, the loader and both together, and which one to mend.
+
+    Args:
+        times: of ``time_steps``.
+        batch_size: images in a batch.
+        decodes_on_gpu: whether the loader does.
+    """
+    loader = "loader, JPEGs on GPU" if decodes_on_gpu else "loader"
+    names = {"test_step_s": "test step (forward)", "train_step_s": "train step", "loader_s": loader,
              "both_s": "loader and train step"}  # fmt: skip
     lines = [f"  {text:<22} {1000 * times[key]:9.2f} ms  {batch_size / times[key]:10,.0f} img/s" for key, text in names.items()]
     slower = "the loader" if times["loader_s"] > times["train_step_s"] else "the training step"
+    if "gpu_waits" in times:
+        lines.append(f"  {'the GPU waits for data':<22} {100 * times['gpu_waits']:9.1f} % of the time")
     return "\n".join([*lines, f"  {slower} is what limits training here"])

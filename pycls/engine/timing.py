@@ -23,6 +23,8 @@ def time_steps(
 ) -> dict[str, float]:
     """Medians in seconds a batch: ``test_step_s``, ``train_step_s``, ``loader_s``, ``both_s``.
 
+    On a GPU also ``gpu_waits``, the share of ``both_s``, 0..1, by which it is longer than the step alone.
+
     Args:
         model: the classifier; its weights are changed.
         optimizer: its optimiser; its learning rate is 0.
@@ -55,7 +57,10 @@ def time_steps(
         train(*next(batches)[:2])
 
     jobs = {"test_step_s": test, "train_step_s": train, "loader_s": lambda: next(batches), "both_s": both}
-    return {name: _median(job, device, warmup, count) for name, job in jobs.items()}
+    times = {name: _median(job, device, warmup, count) for name, job in jobs.items()}
+    if device.type == "cuda":
+        times["gpu_waits"] = max(0.0, 1 - times["train_step_s"] / times["both_s"])
+    return times
 
 
 def _endless(loader: Any) -> Iterator[Any]:

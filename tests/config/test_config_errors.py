@@ -152,6 +152,10 @@ def test_an_override(write: Write, base: str, words: list[str], expected: str) -
             "override TRAIN.EVAL_SPLIT: TRAIN.SPLIT test contains the test "
             "images that TRAIN.EVAL_SPLIT evaluates on; set TRAIN.EVAL_SPLIT to none or val",
         ),
+        (
+            ["DATA_LOADER.DECODER", "gpu", "DEVICE", "cpu"],
+            "override DATA_LOADER.DECODER: gpu needs a CUDA GPU, and DEVICE is cpu; auto and pillow decode anywhere",
+        ),
     ],
 )
 def test_contradictions(write: Write, base: str, words: list[str], expected: str) -> None:
@@ -163,6 +167,8 @@ def test_contradictions(write: Write, base: str, words: list[str], expected: str
     [
         ["DEVICE", "cpu", "NUM_GPUS", "3"],
         ["DEVICE", "cuda", "NUM_PROCS", "3"],
+        ["DEVICE", "cuda", "DATA_LOADER.DECODER", "gpu"],
+        ["DEVICE", "auto", "DATA_LOADER.DECODER", "gpu"],
         ["DEVICE", "mps", "NUM_PROCS", "3", "NUM_GPUS", "3"],
         ["TRAIN.MIXUP_ALPHA", "1", "TRAIN.CUTMIX_ALPHA", "1"],
         ["TRAIN.SPLIT", "trainval", "TRAIN.EVAL_SPLIT", "none"],

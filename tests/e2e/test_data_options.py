@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from running import assert_same_run, call, finish, result, samples, start
+from running import assert_same_run, call, finish, result, samples, snapshot, start
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from bad_files import BAD, photograph, write_bad
@@ -47,6 +48,17 @@ def test_a_run_over_bad_files_ends_with_an_exact_account(tmp_path: Path) -> None
     refused = call(*folder(root, tmp_path / "strict", "DATA.MAX_UNREADABLE", 3))
     assert refused.code == 1 and refused.err.count("error: ") == 1 and "Traceback" not in refused.err
     assert "with it 4 images of train are unreadable, and DATA.MAX_UNREADABLE is 3" in refused.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("mode", ["train", "time"])
+def test_decoding_on_a_gpu_that_is_not_there_is_one_line(tmp_path: Path, mode: str) -> None:
+    root, out = write_photos(tmp_path / "photos"), tmp_path / "out"
+    ended = call("--mode", mode, *folder(root, out), "DEVICE", "auto", "DATA_LOADER.DECODER", "gpu")
+    assert ended.code == 2 and ended.err.splitlines()[-1] == (
+        "error: DATA_LOADER.DECODER gpu needs a CUDA GPU, and this run is on cpu; auto and pillow decode anywhere"
+    )
+    assert not snapshot(out)
 
 
 @pytest.mark.slow
