@@ -19,8 +19,8 @@ from pycls.heads.products import HALF, add_product, product, sum_type
 
 logger = logging.getLogger(__name__)
 
-FORWARD_BLOCK = 2048
-"""Classes that a program looks at together, at the most."""
+FORWARD_BLOCK = 1024
+"""Classes that a program of the forward pass looks at together, at the most: eight a thread."""
 
 ROWS, COLUMNS = 16, 128
 """Samples and classes that a program of the backward pass looks at together: a row is one warp's."""
@@ -88,7 +88,7 @@ class TritonRows:
         product(part.work.x, part.block.t(), z)
         (samples, classes), work = z.shape, part.work
         alpha, added = self._of_classes(part)
-        code, kappa = part.form.link.compiled or (0, 0.0)
+        code, kappa = _link(part.form)
         block = _power(classes, FORWARD_BLOCK)
         self.kernels.forward[(samples,)](
             z, column, work.row, work.factor, part.inverse, added, _cut(offset, part, z), work.scale, measure,
@@ -112,7 +112,7 @@ class TritonRows:
         along_column = z.new_empty(grid[1], classes) if grads.bias is not None or form.kind != "product" else None
         grad = work.x.new_empty(samples, classes)
         others, whole, measures = (v if v is None else v.contiguous() for v in (by_others, by_total, by_measure))
-        code, kappa = form.link.compiled or (0, 0.0)
+        code, kappa = _link(form)
         self.kernels.backward[grid](
             z, grad, column, work.row if again else None, work.factor, part.inverse, added, _cut(offset, part, z),
             _cut(total, part, z) if by_total is not None else None, work.scale, sums.top, sums.total, others, whole, measures,
@@ -147,14 +147,14 @@ class TritonRows:
         """What products are multiplied with, and what is added to those with a class, [c] or [c, 1]."""
         if part.form.kind != "distance":
             return 1.0, part.bias
-        return 2 * part.form.rate, self.squares(part.block, 0.0, -part.form.rate, part.bias)
+        return 2.0 * part.form.rate, self.squares(part.block, 0.0, -part.form.rate, part.bias)
 
     def _squares(
         self, rows: Tensor, out: Tensor, constant: float, rate: float, added: Tensor | None, index: Tensor | None
     ) -> None:
         block = _power(rows.shape[1], 1024)
         self.kernels.squares[(len(out),)](
-            rows, added, index, out, rows.shape[1], constant, rate, BLOCK=block, num_warps=max(1, block // 512)
+            rows, added, index, out, rows.shape[1], float(constant), float(rate), BLOCK=block, num_warps=max(1, block // 512)
         )
 
     def _inverse(self, rows: Tensor, out: Tensor) -> None:
@@ -162,6 +162,12 @@ class TritonRows:
         self.kernels.inverse[(len(rows),)](
             rows, out, rows.shape[1], TINY**0.5, BLOCK=block, num_warps=max(1, block // 512)
         )
+
+
+def _link(form: Form) -> tuple[int, float]:
+    """The link's number and its constant."""
+    code, constant = form.link.compiled or (0, 0.0)
+    return code, float(constant)
 
 
 def _power(size: int, most: int) -> int:
@@ -196,8 +202,7 @@ def triton_rows(
             return None
     if not all(values is None or values.is_contiguous() for values in (bias, x, weight, *others)):
         return None
-    code, _ = form.link.compiled or (0, 0.0)
-    return _tried(x.device, x.dtype, form.kind, code)
+    return _tried(x.device, x.dtype, form.kind, _link(form)[0])
 
 
 @functools.cache

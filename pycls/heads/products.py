@@ -17,9 +17,10 @@ HALF = (torch.bfloat16, torch.float16)
 def autocast_type(x: Tensor) -> torch.dtype | None:
     """The type in which autocast would multiply features x on CUDA, if it is a half-precision one; None for x's own.
 
-    Elsewhere it is None also under autocast: a processor multiplies in float32 many times as fast.
+    Elsewhere it is None also under autocast: a processor multiplies in float32 many times as fast. ``torch.compile``, like a
+    processor, has the products in float32.
     """
-    if not x.is_cuda or x.dtype is torch.float64 or not torch.is_autocast_enabled("cuda"):
+    if not x.is_cuda or x.dtype is torch.float64 or torch.compiler.is_compiling() or not torch.is_autocast_enabled("cuda"):
         return None
     dtype = torch.get_autocast_dtype("cuda")
     return dtype if dtype in HALF else None
@@ -46,7 +47,7 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float)
     """``out = beta out + alpha a b``; with beta 0 whatever was in ``out`` is gone."""
     if a.dtype not in HALF:
         out.addmm_(a, b, beta=beta, alpha=alpha)
-    elif beta == 0:
+    elif beta == 0:  # an addmm of half-precision operands onto float32 is not in every version of torch
         torch.mul(_of_halves(a, b, None), alpha, out=out)
     else:
         out.mul_(beta).add_(_of_halves(a, b, None), alpha=alpha)

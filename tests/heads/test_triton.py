@@ -15,6 +15,7 @@ import pytest
 import torch
 from harness import gradients_of, make_batch, make_head, options_of, relative_error
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pycls
 from pycls.heads import gpu_sizes, gram, gram_native, gram_triton
@@ -111,6 +112,29 @@ def test_every_variant_compiles_for_hopper(types: list, trials: list, tmp_path: 
         source = ASTSource(kernel, signature, fixed)
         made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
         assert made.asm["cubin"] and made.metadata.shared <= 64 << 10, name
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("name", [*HEADS[:-1], "subcenter_arcface", "smooth_topk"])  # the last one reads its counts
+def test_what_torch_is_asked_on_cuda_exists_there(name: str, half: torch.dtype, monkeypatch) -> None:
+    """With tensors that have a device and a type but no numbers: the products in half precision are CUDA's alone."""
+    monkeypatch.setattr(gpu_sizes, "_asked", lambda device: gpu_sizes.L2_BYTES)
+    monkeypatch.setattr("pycls.heads.head.autocast_type", lambda x: half)
+    rows = TritonRows(Recorder())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        cuda = torch.device("cuda", 0)
+        with cuda:
+            head = pycls.create_head(name, in_features=16, num_classes=3000, **options_of(name, 0, 3000))
+            x, y = torch.empty(200, 16, dtype=half, requires_grad=True), torch.zeros(200, dtype=torch.int64)
+        form, plain = head.similarity.form, name in ("subcenter_arcface", "smooth_topk")
+        for chosen in (None,) if plain else (None, rows):
+            monkeypatch.setattr("pycls.heads.gram_function.rows_for", lambda *arguments, chosen=chosen: chosen)
+            for chunk in (0,) if name == "smooth_topk" else (0, 1000):
+                head.similarity.chunk = chunk
+                loss = head(x, y).loss
+                assert loss.dtype is torch.float32 and loss.device == cuda
+        if not plain:  # the engine of autograd needs a device: what it would call, without it
+            gram_triton.try_out(rows, cuda, half, form.kind, form.link.compiled[0])
 
 
 class Broken:
