@@ -29,8 +29,9 @@ KEPT_ELEMENTS = 1 << 30
 chunk, which costs a fourth product beside the three and no memory that grows with K."""
 
 KEPT_ELEMENTS_CUDA = 1 << 28
-"""The same on a CUDA device: 1 GB. There the fourth product, in half precision, takes about as long as writing that many
-logits to the device's memory and reading them again, and memory is what a million classes run out of."""
+"""The same on a CUDA device: 1 GB. There the fourth product, in half precision, should take about as long as writing the
+logits to the device's memory and reading them again (at 512 features; reckoned for an H100, not measured), and memory is
+what a million classes run out of."""
 
 
 class Ranking(NamedTuple):

@@ -170,8 +170,7 @@ def test_zeros(zero: str, half: torch.dtype | None) -> None:
         assert all(bool(value.isfinite().all()) for value in found), name
 
 
-@pytest.mark.parametrize("kind", ["product", "cosine", "distance"])
-@pytest.mark.parametrize("code", [0, 1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "code"), [("product", 0), ("cosine", 0), ("cosine", 2), ("distance", 0), ("distance", 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_trial_runs(kind: str, code: int, dtype: torch.dtype) -> None:
     try_out(ROWS, torch.device("cpu"), dtype, kind, code)
