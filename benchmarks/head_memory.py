@@ -12,6 +12,7 @@ from head_entries import PLAINS, QUICK, Entry, Problem, Size, autocast_of, plain
 
 MB = 1 << 20
 MEMORY_LIMIT_GB = 12.0
+OUT_OF_MEMORY = "out of memory"
 SCRIPT = Path(__file__).with_name("heads.py")
 
 
@@ -73,11 +74,15 @@ def memory_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Names
     rows = []
     for name, entry in chosen.items():
         against = plain_name(entry.beside)
-        if entry.beside not in plains:
-            plain = plains[entry.beside] = memory_of(against, PLAINS[against], size, arguments)
-            rows.append([against, f"{plain[0] / MB:,.0f}", "1", f"{plain[1] / MB:,.0f}", "1", "", "", ""])
-        plain = plains[entry.beside]
-        extra, peak = memory_of(name, entry, size, arguments)
+        try:
+            if entry.beside not in plains:
+                plain = plains[entry.beside] = memory_of(against, PLAINS[against], size, arguments)
+                rows.append([against, f"{plain[0] / MB:,.0f}", "1", f"{plain[1] / MB:,.0f}", "1", "", "", ""])
+            plain = plains[entry.beside]
+            extra, peak = memory_of(name, entry, size, arguments)
+        except torch.OutOfMemoryError:
+            rows.append([name, OUT_OF_MEMORY, "", "", "", "", "", ""])
+            continue
         ratio = peak / plain[1]
         goal = verdict(ratio, size.memory_goal if entry.goals else None)
         rows.append([name, f"{extra / MB:,.0f}", f"{extra / max(plain[0], 1):.2f}", f"{peak / MB:,.0f}", f"{ratio:.2f}",

@@ -16,7 +16,7 @@ Memory (--memory, and always at the sizes that have a goal for it): on the CPU e
 which a tiny head of its kind has run before, so that libraries are loaded; weights and features are made, the kernel's
 high-water mark of the resident set is reset, and two calls run. "extra" is the mark less the resident set before the
 calls; "peak" is extra plus features and weights. ``ru_maxrss`` would not do: it is inherited from the starting process.
-On CUDA both are the allocator's, in one process.
+On CUDA both are the allocator's, in one process. A head that the device's memory does not hold is shown as such.
 
 ``--size million`` times a whole step of a million classes, SGD with momentum included, and shows the process's peak.
 """
@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 
 import torch
-from common import clock_of, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
+from common import Job, clock_of, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
 from head_entries import (
     PEER,
     QUICK,
@@ -42,7 +42,7 @@ from head_entries import (
     one,
     plain_name,
 )
-from head_memory import memory_table, million_table, report_memory, report_step
+from head_memory import OUT_OF_MEMORY, memory_table, million_table, report_memory, report_step
 
 from pycls.runtime.memory import keep_freed_memory
 
@@ -65,13 +65,14 @@ def time_table(
     for name, entry in {"matrix products": None, **chosen}.items():
         multiples = entry.beside if entry else (1, 1)
         against = plain_name(multiples)
-        plain_size = size.times(*multiples)
-        plain = Problem(Plain(plain_size, device), plain_size, device, autocast)
-        if entry is None:
-            job = matrix_products(size, device, autocast or torch.float32)
-        else:
-            job = Problem(entry.make(size, device), size, device, autocast).call
-        found = side_by_side({against: plain.call, name: job}, {name: against}, arguments.repeats, clock, least_s)
+        try:
+            jobs = {against: _plain_job(size.times(*multiples), device, autocast), name: _job(entry, size, device, autocast)}
+            found = side_by_side(jobs, {name: against}, arguments.repeats, clock, least_s)
+        except torch.OutOfMemoryError:
+            rows.append([name, OUT_OF_MEMORY, "", "", "", "", ""])
+            continue
+        finally:
+            jobs = {}  # what they hold is free before the next ones are made
         if against not in plains:
             plains.append(against)
             rows.append([against, shown_seconds(found[against].second), "1", "", "", "", ""])
@@ -83,6 +84,17 @@ def time_table(
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return table(["", "forward, backward", "x linear", "quartiles", "beside", "goal", ""], rows)
+
+
+def _plain_job(size: Size, device: str, autocast: torch.dtype | None) -> Job:
+    return Problem(Plain(size, device), size, device, autocast).call
+
+
+def _job(entry: Entry | None, size: Size, device: str, autocast: torch.dtype | None) -> Job:
+    """A head's call; of none the matrix products alone."""
+    if entry is None:
+        return matrix_products(size, device, autocast or torch.float32)
+    return Problem(entry.make(size, device), size, device, autocast).call
 
 
 def save(ratios: dict[str, tuple[float, float, float]], size: Size, arguments: argparse.Namespace) -> None:

@@ -28,6 +28,11 @@ KEPT_ELEMENTS = 1 << 30
 """Logits kept for the backward pass at the most, without being told: 4 GB of float32. More are computed again, chunk by
 chunk, which costs a fourth product beside the three and no memory that grows with K."""
 
+KEPT_ELEMENTS_CUDA = 1 << 28
+"""The same on a CUDA device: 1 GB. There the fourth product, in half precision, should take about as long as writing the
+logits to the device's memory and reading them again (at 512 features; reckoned for an H100, not measured), and memory is
+what a million classes run out of."""
+
 
 class Ranking(NamedTuple):
     """How the classes' logits [K] lie to a sample's target; each [N].
@@ -85,6 +90,7 @@ def gram_scores(
     norms: bool = False,
     chunk: int = 0,
     absent: bool = False,
+    products: torch.dtype | None = None,
 ) -> Scores:
     """Scores of features x [N, D] against prototypes ``weight`` [K * num_centers, D], differentiable once.
 
@@ -100,19 +106,23 @@ def gram_scores(
         reduce: whether ``others`` is wanted.
         total: whether ``total`` is wanted; weights [K] for a weighted sum.
         norms: whether ``squared_norm`` is wanted (of one centre a class).
-        chunk: classes a chunk; 0 chooses. With a number of one's own, or more than ``KEPT_ELEMENTS`` logits, softmax losses
-            do not keep the logits: ``reduce`` without them.
+        chunk: classes a chunk; 0 chooses. With a number of one's own, or more than ``KEPT_ELEMENTS`` logits (on CUDA
+            ``KEPT_ELEMENTS_CUDA``), softmax losses do not keep the logits: ``reduce`` without them.
         absent: whether targets may be classes of another process, given as -1: their measures and norms mean nothing, and
             ``others`` is over all classes here.
+        products: bfloat16 or float16, to which x and the prototypes are rounded for the matrix products (``products.py``);
+            sums, everything else and the gradients are float32. None: their own type.
     """
     if targets is None and torch.compiler.is_exporting():
         return Scores(_graph_logits(x, weight, form, bias, scale, length), None, None, (), (), ())
     classes = weight.size(0) // form.num_centers
-    keep = not (reduce and (chunk > 0 or x.size(0) * classes > KEPT_ELEMENTS) and torch.is_grad_enabled())
+    most = KEPT_ELEMENTS_CUDA if x.is_cuda else KEPT_ELEMENTS
+    keep = not (reduce and (chunk > 0 or x.size(0) * classes > most) and torch.is_grad_enabled())
     weights = total if isinstance(total, Tensor) else weight.new_ones(classes) if total else None
     logits, whole, rival, *of_sets = Gram.apply(
-        x, weight, bias, scale, length, offset, targets, weights, form, reduce, norms, chunk, keep, absent
-    )
+        x, weight, bias, scale, length, offset, targets, weights, form, reduce, norms, chunk, keep, absent,
+        products,
+    )  # fmt: skip
     sets = 0 if targets is None else targets.size(1)
     others, of_targets = (tuple(of_sets[:sets]), of_sets[sets:]) if reduce else ((), of_sets)
     return Scores(logits, whole, rival, others, tuple(of_targets[:sets]), tuple(of_targets[sets:]))

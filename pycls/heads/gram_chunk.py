@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pycls.heads.form import CHUNK_ELEMENTS, LOGITS_ELEMENTS, TINY, Form
+from pycls.heads.gpu_sizes import classes_a_chunk
+from pycls.heads.products import HALF, add_product, product, sum_type
 
 
 def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple[int, int]]:
@@ -18,6 +20,18 @@ def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple
         chunk = min(CHUNK_ELEMENTS // max(width, 1), LOGITS_ELEMENTS // max(samples, 1))
         chunk = max(256, chunk)
         chunk = num_classes if num_classes <= 2 * chunk else chunk
+    return _cut(num_classes, chunk)
+
+
+def gpu_chunks(num_classes: int, centers: int, samples: int, chunk: int, device: torch.device) -> list[tuple[int, int]]:
+    """The same for a CUDA device, whose cache is to hold a chunk's products."""
+    if chunk <= 0:
+        chunk = classes_a_chunk(centers, samples, device)
+        chunk = max(num_classes, 1) if num_classes <= 2 * chunk else chunk
+    return _cut(num_classes, chunk)
+
+
+def _cut(num_classes: int, chunk: int) -> list[tuple[int, int]]:
     return [(low, min(low + chunk, num_classes)) for low in range(0, num_classes, chunk)]
 
 
@@ -74,10 +88,13 @@ class Operands:
     """What a pass multiplies, and what it adds.
 
     Attributes:
-        x: [N, D], the features as they are multiplied: of the given length, if they are given one.
+        x: [N, D], the features as they are multiplied: of the given length, if they are given one and ``factor`` is None. In
+            half precision if the products are, as are the prototypes; all else is float32 then.
+        weight: [K * centers, D], the prototypes as they are multiplied.
         row: [N, 1], added to a sample's measures: a distance's share that depends on x alone; or None.
         inverse: [K * centers], 1 / |w| of the prototypes where they count as unit vectors; or None.
         picks: uint8 [N, K], which of its centres is a class's measure; or None for one centre a class.
+        factor: [N, 1], with which a sample's products are multiplied to give features in half precision a length; or None.
     """
 
     x: Tensor
@@ -88,6 +105,7 @@ class Operands:
     row: Tensor | None
     inverse: Tensor | None
     picks: Tensor | None
+    factor: Tensor | None = None
 
 
 class Chunk:
@@ -106,19 +124,21 @@ class Chunk:
     def measures(self, out: Tensor, first: bool) -> Tensor:
         """u [N, c], in ``out``. The first time the prototypes' norms and the picked centres are stored, too."""
         form, x, bias, rate = self.form, self.work.x, self.bias, self.form.rate
-        direct = {"out": out} if form.num_centers == 1 else {}
+        direct, kind = out if form.num_centers == 1 else None, sum_type(x)
         if form.kind == "distance":
-            squares = torch.linalg.vector_norm(self.block, dim=1).square_()
-            p = torch.addmm(squares, x, self.block.t(), beta=-rate, alpha=2 * rate, **direct)
+            squares = torch.linalg.vector_norm(self.block, dim=1, dtype=kind).square_()
+            p = product(x, self.block.t(), direct, added=squares, beta=-rate, alpha=2 * rate)
             if self.work.row is not None:
                 p.add_(self.work.row)
         elif form.kind == "product" and bias is not None and form.num_centers == 1:
-            p, bias = torch.addmm(bias, x, self.block.t(), out=out), None
+            p, bias = product(x, self.block.t(), out, added=bias), None
         else:
-            p = torch.mm(x, self.block.t(), **direct)
+            p = product(x, self.block.t(), direct)
+        if self.work.factor is not None:
+            p.mul_(self.work.factor)
         if self.inverse is not None:
             if first:
-                torch.linalg.vector_norm(self.block, dim=1, out=self.inverse)
+                torch.linalg.vector_norm(self.block, dim=1, dtype=kind, out=self.inverse)
                 torch.threshold_(self.inverse, TINY**0.5, math.inf).reciprocal_()  # 0 for a prototype that counts as zero
             p.mul_(self.inverse)
         if self.picks is not None:
@@ -134,33 +154,42 @@ class Chunk:
 
     def pull(self, grad: Tensor, z: Tensor, grads: "Gradients") -> None:
         """From the gradient by the measures [N, c] to those by x and the prototypes."""
-        form, along = self.form, grad
+        form, x = self.form, self.work.x
+        half = x.dtype in HALF
+        if half and form.kind != "cosine":
+            grad = grad.to(x.dtype)  # so that what is summed is what is multiplied: x - w is a difference of the two
+        along, kind = grad, sum_type(x)
         stretch: Tensor | None = None
         if form.kind == "cosine":
             # d(p / |w|) / dw = x / |w| - u w / |w|^2
             along = grad * form.link.measure(z, self.work.scale)
         if grads.along_x is not None:
-            grads.along_x += along.sum(dim=1, keepdim=True)
+            grads.along_x += along.sum(dim=1, keepdim=True, dtype=kind)
         if self.picks is not None:
             if form.kind != "product" and grads.weight is not None:
                 along = _spread(along, self.picks, form.num_centers)
             grad = _spread(grad, self.picks, form.num_centers)
         if form.kind != "product" and grads.weight is not None:
-            stretch = along.sum(dim=0)
+            stretch = along.sum(dim=0, dtype=kind)
         if self.inverse is not None:
             grad = grad.mul_(self.inverse)
+        if self.work.factor is not None:
+            grad = grad.mul_(self.work.factor)
+        if half:
+            grad = grad.to(x.dtype)
         factor = 2 * form.rate if form.kind == "distance" else 1.0
         if grads.x is not None:
-            grads.x.addmm_(grad, self.block, beta=float(self.low > 0), alpha=factor)
+            add_product(grads.x, grad, self.block, beta=float(self.low > 0), alpha=factor)
         if grads.weight is None:
             return
         rows = grads.weight[self.rows]
         if stretch is None:
-            torch.mm(grad.t(), self.work.x, out=rows)
+            product(grad.t(), x, rows)
             return
         if self.inverse is not None:
             stretch = stretch.mul(self.inverse).mul_(self.inverse)
-        torch.mul(self.block, stretch[:, None], out=rows).addmm_(grad.t(), self.work.x, beta=-factor, alpha=factor)
+        torch.mul(self.block, stretch[:, None], out=rows)
+        add_product(rows, grad.t(), x, beta=-factor, alpha=factor)
 
 
 @dataclass

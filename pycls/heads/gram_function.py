@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from pycls.heads.form import TINY, Form, float_products
-from pycls.heads.gram_chunk import Chunk, Gradients, Operands, Places, Sums, chunks
-from pycls.heads.gram_native import Rows, rows_for
+from pycls.heads.gram_chunk import Chunk, Gradients, Operands, Places, Sums, chunks, gpu_chunks
+from pycls.heads.gram_native import rows_for
+from pycls.heads.gram_rows import RowFunctions
+from pycls.heads.products import HALF, sum_type
 
 
 class Gram(torch.autograd.Function):
@@ -19,41 +21,47 @@ class Gram(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None,
         offset: Tensor | None, targets: Tensor | None, total: Tensor | None, form: Form, reduce: bool, norms: bool,
-        chunk: int, keep: bool, absent: bool,
+        chunk: int, keep: bool, absent: bool, products: torch.dtype | None,
     ) -> tuple[Tensor | None, ...]:
         samples, (rows, width) = x.size(0), weight.shape
         classes = rows // form.num_centers
-        limits = chunks(classes, width * form.num_centers, samples, chunk)
-        z = x.new_empty(samples, classes) if keep else None
-        buffer = None if keep else x.new_empty(samples, limits[0][1])
-        inverse = x.new_empty(rows) if form.kind == "cosine" else None
+        if x.is_cuda:
+            limits = gpu_chunks(classes, form.num_centers, samples, chunk, x.device)
+        else:
+            limits = chunks(classes, width * form.num_centers, samples, chunk)
+        if products is not None:
+            x, weight = (values.to(products, memory_format=torch.contiguous_format) for values in (x, weight))
+        half, kind = products is not None, sum_type(x)
+        z = x.new_empty(samples, classes, dtype=kind) if keep else None
+        buffer = None if keep else x.new_empty(samples, limits[0][1], dtype=kind)
+        inverse = x.new_empty(rows, dtype=kind) if form.kind == "cosine" else None
         picks = x.new_zeros(samples, classes, dtype=torch.uint8) if form.num_centers > 1 else None
         columns = _columns(targets)
         native = rows_for(form, columns, bias, x, weight, offset, total)
         factor = row = None
         if length is not None and native is not None:
-            x, factor = native.stretch(x, float(length))
+            x, factor = native.stretch(x, length)
         elif length is not None:
-            factor = torch.threshold_(torch.linalg.vector_norm(x, dim=1, keepdim=True), TINY**0.5, math.inf)
+            factor = torch.threshold_(torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=kind), TINY**0.5, math.inf)
             factor = factor.reciprocal_().mul_(length)
-            x = x * factor
+            x = x if half else x * factor
         elif form.kind == "distance" and native is not None:
             row = native.squares(x, form.constant, -form.rate)
         elif form.kind == "distance":
-            row = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_().mul_(-form.rate).add_(form.constant)
-        work = Operands(x, weight, form, bias, scale, row, inverse, picks)
-        measure: list[Tensor] = [] if native is None or not columns else [x.new_zeros(samples)]
+            row = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=kind).square_().mul_(-form.rate).add_(form.constant)
+        work = Operands(x, weight, form, bias, scale, row, inverse, picks, factor if half else None)
+        measure: list[Tensor] = [] if native is None or not columns else [x.new_zeros(samples, dtype=kind)]
         parts: list[list[Sums]] = [[] for _ in columns]  # of each label set's chunks
         rivals: list[Tensor] = []
-        whole = None if total is None else x.new_zeros(samples)
+        whole = None if total is None else x.new_zeros(samples, dtype=kind)
         for low, high in limits:
             part = Chunk(low, high, work)
             logits = _view(z, buffer, low, high)
-            rival = x.new_empty(samples) if reduce and not keep else None
+            rival = x.new_empty(samples, dtype=kind) if reduce and not keep else None
             if native is not None:
-                found = Sums(*x.new_empty(3, samples).unbind()) if reduce else None
+                found = Sums(*x.new_empty(3, samples, dtype=kind).unbind()) if reduce else None
                 column, own = (columns[0], measure[0]) if columns else (None, None)
-                native.forward(part, logits, column, offset, own, found, rival)
+                native.forward(part, logits, column, offset, own, found, rival, keep or whole is not None)
                 if found is not None:
                     parts[0].append(found)
             else:
@@ -103,29 +111,28 @@ class Gram(torch.autograd.Function):
         (x, weight, bias, scale, length, factor, row, offset, targets, total, z, inverse, picks,
          *of_sums) = ctx.saved_tensors  # fmt: skip
         form: Form = ctx.form
+        half, kind = x.dtype in HALF, sum_type(x)
         sums = [Sums(top, share, share) for top, share in zip(of_sums[::2], of_sums[1::2], strict=True)]
         grad_others, grad_measure, grad_norms = _by_set(by_sets, ctx.sets, bool(sums))
         need_x, need_weight, need_bias, need_scale, need_length = ctx.needs_input_grad[:5]
         grads = Gradients(
-            torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None,
-            torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None,
+            torch.empty_like(x, memory_format=torch.contiguous_format, dtype=kind) if need_x else None,
+            torch.empty_like(weight, memory_format=torch.contiguous_format, dtype=kind) if need_weight else None,
             torch.empty_like(bias) if need_bias and bias is not None else None,
-            x.new_zeros(()) if need_scale and scale is not None else None,
-            x.new_zeros(x.size(0), 1) if factor is not None or row is not None else None,
+            x.new_zeros((), dtype=kind) if need_scale and scale is not None else None,
+            x.new_zeros(x.size(0), 1, dtype=kind) if factor is not None or row is not None else None,
         )
-        buffer = x.new_empty(len(x), ctx.limits[0][1]) if z is None else None
-        work = Operands(x, weight, form, bias, scale, row, inverse, picks)
+        buffer = x.new_empty(len(x), ctx.limits[0][1], dtype=kind) if z is None else None
+        work = Operands(x, weight, form, bias, scale, row, inverse, picks, factor if half else None)
         columns = _columns(targets)
-        native: Rows | None = ctx.native if grad_z is None and grad_others else None
+        native: RowFunctions | None = ctx.native if grad_z is None and grad_others else None
         with float_products(x):
             for low, high in ctx.limits:
                 part = Chunk(low, high, work)
                 logits = _view(z, buffer, low, high)
                 if native is not None:
-                    if z is None:
-                        native.forward(part, logits, None, offset, None, None, None)
                     native.backward(part, logits, columns[0], offset, sums[0], grad_others[0], grad_total, total,
-                                    grad_measure[0] if grad_measure else None, grads)  # fmt: skip
+                                    grad_measure[0] if grad_measure else None, grads, z is None)  # fmt: skip
                     continue
                 if z is None:
                     logits = part.logits(part.measures(logits, first=False))
@@ -163,14 +170,15 @@ class Gram(torch.autograd.Function):
             if need_length:
                 grad_length = grads.along_x.sum() / size
             if grads.x is not None and native is not None:
-                native.combine_(grads.x, 1.0, factor, x, -1 / float(size) ** 2, grads.along_x, factor, 1)
+                native.unstretch_(grads.x, x, factor, grads.along_x, size)
             elif grads.x is not None:
-                grads.x.mul_(factor).addcmul_(x, grads.along_x.mul_(factor).mul_(-1 / size**2))
+                (grads.along_x if half else grads.x).mul_(factor)  # in half precision x is not stretched: the products are
+                grads.x.addcmul_(x, grads.along_x.mul_(factor).mul_(-1 / size**2))
         elif grads.along_x is not None and grads.x is not None and native is not None:
             native.combine_(grads.x, 1.0, None, x, -2 * form.rate, grads.along_x, None, 1)
         elif grads.along_x is not None and grads.x is not None:
             grads.x.addcmul_(x, grads.along_x, value=-2 * form.rate)
-        return grads.x, grads.weight, grads.bias, grads.scale, grad_length, *(None,) * 9
+        return grads.x, grads.weight, grads.bias, grads.scale, grad_length, *(None,) * 10
 
 
 def _by_set(by_sets: Sequence[Tensor | None], sets: int, reduced: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -201,8 +209,8 @@ def _columns(values: Tensor | None) -> list[Tensor]:
 
 
 def _rows(weight: Tensor, column: Tensor) -> Tensor:
-    """The prototypes [N, D] of a column of targets, any one for -1; a copy."""
-    return weight.index_select(0, column[:, 0].clamp(min=0))
+    """The prototypes [N, D] of a column of targets, any one for -1; a copy, in float32 of half precision."""
+    return weight.index_select(0, column[:, 0].clamp(min=0)).to(sum_type(weight))
 
 
 def _merged(parts: list[Sums], classes: int) -> Sums:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pycls.heads.form import TINY, Form
 from pycls.heads.gram_chunk import Chunk, Gradients, Sums
+from pycls.heads.gram_rows import RowFunctions
+from pycls.heads.gram_triton import triton_rows
 from pycls.runtime.native import Unfit, library
 
 logger = logging.getLogger(__name__)
@@ -67,11 +69,16 @@ class Rows:
     _of_targets: Any
     _to_targets: Any
 
-    def stretch(self, x: Tensor, length: float) -> tuple[Tensor, Tensor]:
+    def stretch(self, x: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
         """Features [N, D] of the norm ``length``, and what they were multiplied with [N, 1]; a zero row stays."""
         out, factor = torch.empty_like(x), x.new_empty(len(x), 1)
-        self._stretch(x.data_ptr(), *x.shape, length, TINY**0.5, out.data_ptr(), factor.data_ptr(), threads_for(x.numel()))
+        self._stretch(x.data_ptr(), *x.shape, float(length), TINY**0.5, out.data_ptr(), factor.data_ptr(),
+                      threads_for(x.numel()))  # fmt: skip
         return out, factor
+
+    def unstretch_(self, grad: Tensor, x: Tensor, factor: Tensor, along: Tensor, length: Tensor | float) -> None:
+        """From the gradient by stretched features ``x`` to that by the features; ``along`` [N, 1] are the sums along x."""
+        self.combine_(grad, 1.0, factor, x, -1 / float(length) ** 2, along, factor, 1)
 
     def squares(self, rows: Tensor, constant: float, rate: float, added: Tensor | None = None) -> Tensor:
         """``constant + rate |v|^2 + added`` of each row, [N, 1]."""
@@ -93,7 +100,7 @@ class Rows:
 
     def forward(
         self, part: Chunk, z: Tensor, column: Tensor | None, offset: Tensor | None, measure: Tensor | None,
-        sums: Sums | None, rival: Tensor | None,
+        sums: Sums | None, rival: Tensor | None, kept: bool,
     ) -> None:  # fmt: skip
         """The logits of a chunk, in ``z`` [N, c]; of cosines also 1 / |w|, where the operands keep it.
 
@@ -105,6 +112,7 @@ class Rows:
             measure: [N]; the measures of those targets that are among these classes are written to it. None if not wanted.
             sums: to be filled; None if they are not wanted.
             rival: [N], for the largest logit that is not the target's, or None.
+            kept: whether the logits are read again; these functions write them anyhow.
         """
         block, form, classes, alpha = part.block, part.form, part.bias, 1.0
         if part.inverse is not None:
@@ -121,6 +129,7 @@ class Rows:
     def backward(
         self, part: Chunk, z: Tensor, column: Tensor, offset: Tensor | None, sums: Sums, by_others: Tensor,
         by_total: Tensor | None, total: Tensor | None, by_measure: Tensor | None, grads: Gradients,
+        again: bool,
     ) -> None:  # fmt: skip
         """A chunk's share of all gradients.
 
@@ -135,8 +144,11 @@ class Rows:
             total: [K]; or None.
             by_measure: [N, 1], gradient by the targets' measures, or None.
             grads: what is wanted; x's is set by the first chunk and then added to.
+            again: whether the logits are to be made first, in ``z``.
         """
         form, block = part.form, part.block
+        if again:
+            self.forward(part, z, None, offset, None, None, None, True)
         grad = z.new_empty(z.shape)
         columns = by_scale = None
         if grads.bias is not None:
@@ -200,25 +212,33 @@ def _rows() -> Rows | None:
         return None
 
 
-def rows_for(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor | None) -> Rows | None:
-    """The compiled functions, if they know how to do this (see :func:`fits`); with one centre a class."""
-    return _rows() if form.num_centers == 1 and fits(form, columns, bias, *others) else None
-
-
-def fits(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor | None) -> bool:
-    """Whether the compiled functions know how to do this.
+def rows_for(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor | None) -> RowFunctions | None:
+    """The compiled functions, if they know how to do this: those of rows.c on a processor, Triton's on CUDA.
 
     Args:
-        form: the similarity.
-        columns: of targets, int64 [N, 1] or [N] each.
+        form: the similarity; with one centre a class.
+        columns: of targets, int64 [N, 1] each.
         bias: [K], added to the measures.
         others: features, prototypes and whatever else the pass is made of.
     """
+    if form.num_centers > 1 or not _known(form, columns, bias):
+        return None
+    if others[0] is not None and others[0].is_cuda:
+        return triton_rows(form, bias, *others)
+    return _rows() if _plain(bias, *others) else None
+
+
+def fits(form: Form, column: Tensor, bias: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether compiled C knows such a form, and such operands: a column of targets, [N], a bias [K], and others."""
+    return _known(form, [column], bias) and _plain(bias, *others)
+
+
+def _known(form: Form, columns: list[Tensor], bias: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or len(columns) > 1 or form.link.compiled is None:
         return False
-    if bias is not None and form.kind == "cosine":
-        return False
-    for values in (bias, *others):
-        if values is not None and not (values.dtype is torch.float32 and values.is_cpu and values.is_contiguous()):
-            return False
-    return not columns or columns[0].is_contiguous()
+    return not (bias is not None and form.kind == "cosine") and all(column.is_contiguous() for column in columns)
+
+
+def _plain(*operands: Tensor | None) -> bool:
+    """Whether all are float32 numbers in adjacent memory of the processor."""
+    return all(v is None or (v.dtype is torch.float32 and v.is_cpu and v.is_contiguous()) for v in operands)

@@ -21,6 +21,7 @@ from pycls.heads.parts import (
     Target,
     norm,
 )
+from pycls.heads.products import autocast_type
 
 _EXACT = (torch.float32, torch.float64)
 
@@ -49,7 +50,8 @@ torch.export.register_dataclass(HeadOutput)  # else DDP and FSDP do not find the
 class Head(nn.Module):
     """Features [N, D] (and labels) -> logits [N, K] (and loss).
 
-    All of its arithmetic is float32 (float64 for float64 features), also under autocast. The margin acts in training
+    All of its arithmetic is float32 (float64 for float64 features), also under autocast, but for the matrix products with the
+    prototypes on CUDA: autocast's half precision with float32 sums (``products.py``). The margin acts in training
     mode only: ``head(x, y).loss`` in evaluation mode is the loss without margin. The loss is the mean over the samples
     that have a target (label >= 0), weighted by the criterion's class weights.
 
@@ -124,10 +126,13 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, labels: Labels | None = None) -> HeadOutput:
         """Logits of features [N, D]; with labels also the loss and its terms."""
+        products = autocast_type(features)
         with float_products(features):
             x = features if features.dtype in _EXACT else features.float()
             similarity = self.similarity
             queries = similarity.queries(x)
+            if products is not None:
+                queries = queries._replace(products=products)
             if labels is None:
                 return HeadOutput(self._shown(similarity.scores(queries).logits))
             native = isinstance(labels, Tensor) and x.is_cpu and not torch.compiler.is_compiling()

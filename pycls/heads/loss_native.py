@@ -86,7 +86,7 @@ def native_losses(
         ValueError: if a label is no class.
     """
     (weight, bias), form, x = similarity.prototypes(), similarity.form, queries.x
-    if not fits(form, [labels], bias, x, weight, offset, tail.weights) or labels.dtype is not torch.int64:
+    if not fits(form, labels, bias, x, weight, offset, tail.weights) or labels.dtype is not torch.int64:
         return None
     if not labels.is_cpu or not len(x) or labels.shape != x.shape[:1]:
         return None

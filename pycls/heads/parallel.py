@@ -87,7 +87,8 @@ class ClassShard:
         x = _Gathered.apply(queries.x, sizes, self.rank)
         weight, bias = similarity.prototypes()
         shared: dict[str, Any] = {"length": _summed(queries.length, self.world_size),
-                                  "scale": _summed(similarity.link_scale(), self.world_size)}  # fmt: skip
+                                  "scale": _summed(similarity.link_scale(), self.world_size),
+                                  "products": queries.products}  # fmt: skip
         if targets is None:
             with torch.no_grad():
                 logits = gram_scores(x, weight, similarity.form, bias=bias, chunk=similarity.chunk, **shared).logits

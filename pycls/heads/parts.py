@@ -27,10 +27,12 @@ class Queries(NamedTuple):
     Attributes:
         x: [N, D].
         length: what they are stretched or shrunk to, a number or a 0-dim tensor; None for as they are. A zero row stays.
+        products: the half-precision type in which they are multiplied with the prototypes; None for their own.
     """
 
     x: Tensor
     length: Tensor | float | None = None
+    products: torch.dtype | None = None
 
 
 class Similarity(nn.Module):
@@ -118,7 +120,7 @@ class Similarity(nn.Module):
         scores = gram_scores(
             queries.x, weight, self.form, length=queries.length, bias=bias, scale=self.link_scale(), offset=offset,
             targets=targets, reduce=reduce, total=total, norms=self.needs_norms and targets is not None,
-            chunk=self.chunk,
+            chunk=self.chunk, products=queries.products,
         )
         if targets is None or not self.has_determinants:
             return scores
