@@ -135,7 +135,7 @@ class Head(nn.Module):
                 queries = queries._replace(products=products)
             if labels is None:
                 return HeadOutput(self._shown(similarity.scores(queries).logits))
-            native = isinstance(labels, Tensor) and x.is_cpu and not torch.compiler.is_compiling()
+            native = isinstance(labels, Tensor) and x.is_cpu and products is None and not torch.compiler.is_compiling()
             output = self._native_losses(x, queries, labels) if native else None  # type: ignore[arg-type]
             return self._losses(x, queries, labels) if output is None else output
 

@@ -48,7 +48,10 @@ def one_step(module, features, labels, spy: Spy | None, products: torch.dtype | 
     """Logits, loss and all gradients; by the kernels, or with None by torch's operations."""
     rows_for = spy.rows_for if spy is not None else lambda *arguments: None
     x = features.clone().requires_grad_()
-    with patch.object(gram_function, "rows_for", rows_for), patch.object(head, "autocast_type", lambda x: products):
+    with (
+        patch.object(gram_function, "rows_for", rows_for), patch.object(head, "autocast_type", lambda x: products),
+        patch.object(head, "native_losses", lambda *arguments: None),
+    ):  # fmt: skip
         output = module(x, labels)
         known = [p for p in module.parameters() if p.requires_grad]
         found = [output.loss.detach(), *gradients_of(output.loss, [x, *known])]
