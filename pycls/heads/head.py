@@ -131,7 +131,7 @@ class Head(nn.Module):
             x = features if features.dtype in _EXACT else features.float()
             similarity = self.similarity
             queries = similarity.queries(x)
-            if products is not None:
+            if products is not None and similarity.half_products:
                 queries = queries._replace(products=products)
             if labels is None:
                 return HeadOutput(self._shown(similarity.scores(queries).logits))

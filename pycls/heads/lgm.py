@@ -69,6 +69,7 @@ class Gaussian(Similarity):
         self.diagonal = self.has_determinants = covariance == "diagonal"
         if self.diagonal:
             self.log_variance = nn.Parameter(torch.zeros(num_classes, in_features))
+        self.half_products = not self.diagonal  # x^2 / v, 2 x mu / v and mu^2 / v would be rounded, and then nearly cancel
         self.form = Form() if self.diagonal else Form("distance", 0.5)
 
     def prototypes(self) -> tuple[Tensor, Tensor | None]:

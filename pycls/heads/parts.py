@@ -47,6 +47,8 @@ class Similarity(nn.Module):
         needs_norms: whether it needs the norm of the target's prototype.
         has_determinants: whether a class has a covariance whose determinant its target's measure needs.
         log_likelihood: whether the logits are log-likelihoods of the features (up to a constant).
+        half_products: whether the products may be made in half precision; not where large ones are to cancel that are rounded
+            apart from each other.
         chunk: classes worked on at a time; 0 chooses.
         shard: which of the classes this process has; None for all. Its own parameters (not its modules') are then theirs.
     """
@@ -56,6 +58,7 @@ class Similarity(nn.Module):
     needs_norms: bool = False
     has_determinants: bool = False
     log_likelihood: ClassVar[bool] = False
+    half_products: bool = True
     weight: nn.Parameter
     bias: nn.Parameter | None
     form: Form

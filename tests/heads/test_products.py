@@ -84,6 +84,17 @@ def test_a_gradient_toward_a_prototype_close_by_has_its_direction() -> None:
     torch.testing.assert_close(x.grad, torch.tensor([[0.0, -0.3, 0, 0, 0, 0, 0, 0]]), rtol=0.01, atol=1e-4)
 
 
+def test_distances_that_are_sums_of_products_stay_in_float32(half_everywhere) -> None:
+    options = options_of("lgm", 1, 7)
+    assert options["covariance"] == "diagonal"
+    head = make_head("lgm", 8, 7, options, torch.float32, 0).eval()
+    batch = make_batch("lgm", head, options, 5, 0)
+    values, gradients = step(head, batch.features, batch.labels)
+    half_everywhere(torch.bfloat16)
+    again, gradients_again = step(head, batch.features, batch.labels)
+    assert all(torch.equal(a, b) for a, b in zip(values + gradients, again + gradients_again, strict=True))
+
+
 def test_only_cuda_under_autocast_multiplies_in_half_precision() -> None:
     x = torch.randn(2, 3)
     assert autocast_type(x) is None
