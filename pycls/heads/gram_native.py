@@ -21,7 +21,7 @@ from pycls.runtime.native import Unfit, library
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("rows.c")
-HEADER = SOURCE.with_suffix(".h")
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("rows.h", "exp.h"))
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 ELEMENTS_A_THREAD = 1 << 13
 """Fewer numbers than this are not worth another thread."""
@@ -194,7 +194,7 @@ def _at(values: Tensor | None, start: int = 0) -> int | None:
 @functools.cache
 def _rows() -> Rows | None:
     try:
-        return Rows(library(SOURCE, FLAGS, link_flags=["-lm"], headers=[HEADER]))
+        return Rows(library(SOURCE, FLAGS, link_flags=["-lm"], headers=HEADERS))
     except Unfit as error:
         logger.debug("the heads' compiled part is not used: %s", error)
         return None
