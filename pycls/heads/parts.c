@@ -13,9 +13,10 @@ enum variant { L2 = 0, L1 = 1, RELATIVE = 2 };
 
 static const float LEAST = 1e-12f; /* norm under which a vector counts as zero */
 
+/* With fewer numbers than 2^16 each, threads take longer to wake than they save. */
 static int threads_for(int threads, int64_t elements)
 {
-    const int64_t worth = elements >> 13;
+    const int64_t worth = elements >> 16;
     return worth < 1 ? 1 : worth < threads ? (int)worth : threads;
 }
 
