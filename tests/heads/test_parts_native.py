@@ -1,6 +1,7 @@
 """The compiled parts of centre and ring loss, L-GM and scaled classes beside the reference, which is torch's operations."""
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,35 @@ def test_without_a_compiler_torch_does_it(tmp_path: Path) -> None:
         env={"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "PYCLS_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout == "None\n", done
+
+
+ONE_OF_TWO = """
+import sys, torch, torch.distributed as dist
+from pycls.heads.center import CenterLoss
+from pycls.heads.ring import RingLoss
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+torch.manual_seed(0)
+x, labels = torch.randn(2, 6, 70), torch.randint(4, (2, 6))
+center, ring, weights = CenterLoss(70, 4), RingLoss(), torch.full((6,), 1 / 6)
+for _ in range(2):
+    center.update(x[rank], labels[rank], torch.ones(6))
+    ring((1 + rank) * x[rank], labels[rank], weights, weights)
+    x = 2 * x
+torch.save((center.centers, ring.radius.detach()), f"{folder}/{rank}")
+"""
+
+
+def test_centres_and_radius_are_those_of_all_processes(tmp_path: Path) -> None:
+    running = [subprocess.Popen([sys.executable, "-c", ONE_OF_TWO, str(rank), str(tmp_path)],
+                                env={**os.environ, "PYTHONPATH": str(ROOT)}) for rank in range(2)]  # fmt: skip
+    assert all(process.wait(timeout=120) == 0 for process in running)
+    (centers, radius), others = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert all(map(torch.equal, (centers, radius), others))
+    torch.manual_seed(0)
+    x, labels = torch.randn(2, 6, 70), torch.randint(4, (2, 6))
+    torch.testing.assert_close(radius, (x[0].norm(dim=1).mean() + 2 * x[1].norm(dim=1).mean()) / 2)
+    alone = CenterLoss(70, 4)
+    for factor in (1, 2):
+        alone.update(factor * x.flatten(0, 1), labels.flatten(), torch.ones(12))
+    torch.testing.assert_close(centers, alone.centers)
