@@ -146,9 +146,11 @@ class Head(nn.Module):
         loss, logits, measure, every = found
         terms = {_name(self.criterion): loss.detach()}
         if auxiliaries:
-            present = x.new_ones(len(x)) if every else (labels >= 0).to(x.dtype)
-            clamped = labels if every else labels.clamp(min=0)
-            weights = present / (len(x) if every else present.sum().clamp_(min=1))
+            if every:
+                present, clamped, weights = None, labels, x.new_full((len(x),), 1 / len(x))
+            else:
+                present, clamped = (labels >= 0).to(x.dtype), labels.clamp(min=0)
+                weights = present / present.sum().clamp_(min=1)
             for auxiliary in auxiliaries:
                 value = auxiliary(x, clamped, measure, weights)
                 terms[auxiliary.term], loss = value.detach(), loss + value
@@ -186,9 +188,8 @@ class Head(nn.Module):
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 total_loss = value if total_loss is None else total_loss + value
         if self.training and auxiliaries:
-            rows, present = x.detach(), x.new_ones(targets.shape) if shares is None else shares
-            rows = torch.cat((rows, rows)) if targets.shape[1] > 1 else rows
-            _update(auxiliaries, rows, clamped.t().flatten(), present.t().flatten())
+            rows = torch.cat([x.detach()] * targets.shape[1]) if targets.shape[1] > 1 else x.detach()
+            _update(auxiliaries, rows, clamped.t().flatten(), None if shares is None else shares.t().flatten())
         self._advance()
         first = None
         if scores.logits is None:
@@ -258,10 +259,11 @@ class Head(nn.Module):
 
 
 @torch.no_grad()
-def _update(auxiliaries: list[Auxiliary], x: Tensor, labels: Tensor, weights: Tensor) -> None:
-    """A training step is over: centres move."""
+def _update(auxiliaries: list[Auxiliary], x: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+    """A training step is over: centres move, by samples with these weights or all with 1."""
     for auxiliary in auxiliaries:
-        auxiliary.update(x, labels, weights)
+        if type(auxiliary).update is not Auxiliary.update:
+            auxiliary.update(x, labels, x.new_ones(len(x)) if weights is None else weights)
 
 
 def _name(part: nn.Module) -> str:
