@@ -148,17 +148,19 @@ class Head(nn.Module):
         found = tail and native_losses(tail, similarity, queries, labels, self._offset(x.dtype))
         if not found:
             return None
-        loss, logits, measure = found
+        loss, logits, measure, every = found
         terms = {_name(self.criterion): loss.detach()}
         if auxiliaries:
-            targets, shares = targets_of(labels, x, similarity.num_classes)
-            clamped = targets if shares is None else targets.clamp(min=0)
-            weights = Mean(targets, clamped, shares, None).even(0, x)
+            if every:
+                present, clamped, weights = None, labels, x.new_full((len(x),), 1 / len(x))
+            else:
+                present, clamped = (labels >= 0).to(x.dtype), labels.clamp(min=0)
+                weights = present / present.sum().clamp_(min=1)
             for auxiliary in auxiliaries:
-                value = auxiliary(x, column(clamped, 0), measure, weights)
+                value = auxiliary(x, clamped, measure, weights)
                 terms[auxiliary.term], loss = value.detach(), loss + value
             if self.training:
-                _update(auxiliaries, x.detach(), clamped, shares)
+                _update(auxiliaries, x.detach(), clamped, present)
         self._advance()
         return HeadOutput(self._shown(logits), loss, terms)
 
@@ -191,7 +193,8 @@ class Head(nn.Module):
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 total_loss = value if total_loss is None else total_loss + value
         if self.training and auxiliaries:
-            _update(auxiliaries, x.detach(), clamped, shares)
+            rows = torch.cat([x.detach()] * targets.shape[1]) if targets.shape[1] > 1 else x.detach()
+            _update(auxiliaries, rows, clamped.t().flatten(), None if shares is None else shares.t().flatten())
         self._advance()
         first = None
         if scores.logits is None:
@@ -261,13 +264,11 @@ class Head(nn.Module):
 
 
 @torch.no_grad()
-def _update(auxiliaries: list[Auxiliary], x: Tensor, targets: Tensor, shares: Tensor | None) -> None:
-    """A training step is over: centres move."""
-    sets = targets.shape[1]
-    rows = x.repeat(sets, 1) if sets > 1 else x
-    weights = x.new_ones(len(rows)) if shares is None else shares.t().flatten()
+def _update(auxiliaries: list[Auxiliary], x: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+    """A training step is over: centres move, by samples with these weights or all with 1."""
     for auxiliary in auxiliaries:
-        auxiliary.update(rows, targets.t().flatten(), weights)
+        if type(auxiliary).update is not Auxiliary.update:
+            auxiliary.update(x, labels, x.new_ones(len(x)) if weights is None else weights)
 
 
 def _name(part: nn.Module) -> str:

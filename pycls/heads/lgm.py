@@ -9,39 +9,68 @@ from pycls.heads.codes import MarginCode, MarginKind, TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Auxiliary, Margin, Queries, Similarity, Target
+from pycls.heads.parts import Auxiliary, Margin, Prototypes, Queries, Similarity, Target
+from pycls.heads.parts_native import Parts, parts_for
 from pycls.registry import AUXILIARIES, HEADS, MARGINS, SIMILARITIES
 
 Covariance = Literal["identity", "diagonal"]
 
 
 class _GaussianRows(torch.autograd.Function):
-    """Means mu and log variances v [K, D] -> rows [-e^-v / 2, e^-v mu] [K, 2 D] and -(e^-v mu^2 + v) / 2 summed [K]."""
+    """Means mu and log variances v [K, D] -> rows [-e^-v / 2, e^-v mu] [K, 2 D], and summed [K] -(e^-v mu^2 + v) / 2 and v,
+    which is log|Lambda|."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        parts = ctx.parts = parts_for([mean, log_variance])
+        if parts is not None:
+            found = parts.gaussian(mean, log_variance)
+            ctx.save_for_backward(mean, found[0])
+            return found
         width = mean.shape[1]
         rows = mean.new_empty(len(mean), 2 * width)
         half, pulled = rows[:, :width], rows[:, width:]
         torch.neg(log_variance, out=half).exp_()
         torch.mul(half, mean, out=pulled)
         half.mul_(-0.5)
-        constant = torch.linalg.vecdot(pulled, mean).add_(log_variance.sum(dim=1)).mul_(-0.5)
+        determinant = log_variance.sum(dim=1)
+        constant = torch.linalg.vecdot(pulled, mean).add_(determinant).mul_(-0.5)
         ctx.save_for_backward(mean, rows)
-        return rows, constant
+        return rows, constant, determinant
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, by_constant: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor, by_constant: Tensor, by_determinant: Tensor
+    ) -> tuple[Tensor, Tensor]:
         mean, rows = ctx.saved_tensors
+        if ctx.parts is not None:
+            by_both: tuple[Tensor, Tensor] = ctx.parts.gaussian_back(mean, rows, grad, by_constant, by_determinant)
+            return by_both
         width = mean.shape[1]
         half = rows[:, :width]
-        # by e^-v: -grad_half / 2 + mean grad_pulled - by_constant mean^2 / 2; that by v is -e^-v times it - by_constant / 2
+        # by e^-v: -grad_half / 2 + mean grad_pulled - by_constant mean^2 / 2; that by v is -e^-v times it
+        # - by_constant / 2 + by_determinant
         by_pulled = torch.addcmul(grad[:, width:], mean, by_constant[:, None], value=-0.5)
         by_variance = torch.addcmul(torch.mul(mean, by_pulled), grad[:, :width], grad.new_full((), -0.5))
-        by_variance.mul_(half).mul_(2).sub_(0.5 * by_constant[:, None])
+        by_variance.mul_(half).mul_(2).add_((by_determinant - 0.5 * by_constant)[:, None])
         by_mean = torch.addcmul(grad[:, width:], mean, by_constant[:, None], value=-1).mul_(half).mul_(-2)
         return by_mean, by_variance
+
+
+class _Squares(torch.autograd.Function):
+    """[x^2, x] [N, 2 D] by compiled C."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: Parts) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        ctx.parts = parts
+        return parts.squares(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.parts.squares_back(*ctx.saved_tensors, grad), None
 
 
 @SIMILARITIES.register("gaussian")
@@ -66,22 +95,26 @@ class Gaussian(Similarity):
         if covariance not in ("identity", "diagonal"):
             raise ValueError(f"covariance is identity or diagonal, not {covariance!r}")
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, in_features)))
-        self.diagonal = self.has_determinants = covariance == "diagonal"
+        self.diagonal = covariance == "diagonal"
         if self.diagonal:
             self.log_variance = nn.Parameter(torch.zeros(num_classes, in_features))
         self.half_products = not self.diagonal  # x^2 / v, 2 x mu / v and mu^2 / v would be rounded, and then nearly cancel
         self.form = Form() if self.diagonal else Form("distance", 0.5)
 
-    def prototypes(self) -> tuple[Tensor, Tensor | None]:
-        """The means; with a diagonal covariance the rows [K, 2 D] and what is constant in x."""
+    def prototypes(self) -> Prototypes:
+        """The means; with a diagonal covariance the rows [K, 2 D], what is constant in x, and log|Lambda|."""
         if not self.diagonal:
-            return self.weight, None
-        rows, constant = _GaussianRows.apply(self.weight, self.log_variance)
-        return rows, constant
+            return Prototypes(self.weight)
+        return Prototypes(*_GaussianRows.apply(self.weight, self.log_variance))
 
     def queries(self, features: Tensor) -> Queries:
         """x, or [x^2, x]."""
-        return Queries(torch.cat((features.square(), features), dim=1) if self.diagonal else features)
+        if not self.diagonal:
+            return Queries(features)
+        parts = parts_for([features])
+        if parts is not None:
+            return Queries(_Squares.apply(features, parts))
+        return Queries(torch.cat((features.square(), features), dim=1))
 
     def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
         """2 d = -2 u - log|Lambda_y|."""
@@ -94,10 +127,6 @@ class Gaussian(Similarity):
     def target_code(self) -> TargetCode:
         """-(2 d + log|Lambda_y|) / 2."""
         return TargetCode(TargetKind.DISTANCE, 0.0, 0.5)
-
-    def log_determinant(self, labels: Tensor) -> Tensor:
-        """log|Lambda_y| of a diagonal covariance; the identity's is 0."""
-        return self.log_variance.index_select(0, labels).sum(dim=1)
 
     def extra_repr(self) -> str:
         """covariance."""
@@ -155,7 +184,7 @@ class Likelihood(Auxiliary):
 
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """-logit, which is d_y + log|Lambda_y| / 2."""
-        return -self.weight * (logit * weights).sum()
+        return torch.dot(logit, -self.weight * weights)
 
     def extra_repr(self) -> str:
         """weight."""

@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("step.c")
 VECTORS = 13
 """[N] each, and two [K], that the C works with."""
-BY_DETERMINANT = 10
-"""Which of them it is."""
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("exp.h", "rows.h", "tail.h"))
 MOST_CENTERS = 255
 KINDS = {"product": 0, "cosine": 1, "distance": 2}
@@ -72,8 +70,9 @@ def tail_of(similarity: Similarity, margin: Margin | None, criterion: Criterion,
 
 def native_losses(
     tail: Tail, similarity: Similarity, queries: Queries, labels: Tensor, offset: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The step: loss, logits [N, K], and the targets' measures [N]; None where it cannot be done here.
+) -> tuple[Tensor, Tensor, Tensor, bool] | None:
+    """The step: loss, logits [N, K], the targets' measures [N], and whether every sample has a target; None where it cannot be
+    done here.
 
     Args:
         tail: the margin and the criterion.
@@ -85,8 +84,8 @@ def native_losses(
     Raises:
         ValueError: if a label is no class.
     """
-    (weight, bias), form, x = similarity.prototypes(), similarity.form, queries.x
-    if not fits(form, labels, bias, x, weight, offset, tail.weights) or labels.dtype is not torch.int64:
+    (weight, bias, determinants), form, x = similarity.prototypes(), similarity.form, queries.x
+    if not fits(form, labels, bias, x, weight, determinants, offset, tail.weights) or labels.dtype is not torch.int64:
         return None
     if not labels.is_cpu or not len(x) or labels.shape != x.shape[:1]:
         return None
@@ -96,10 +95,9 @@ def native_losses(
     limits = chunks(len(weight) // centers, weight.shape[1] * centers, len(x), similarity.chunk)
     if similarity.chunk > 0 or len(limits) > 1 or _functions() is None:
         return None
-    determinants = None
-    if similarity.has_determinants and tail.margin.kind != MarginKind.NONE:
-        determinants = similarity.log_determinant(labels.clamp(min=0))
-    found: tuple[Tensor, Tensor, Tensor] = HeadLoss.apply(
+    if tail.margin.kind == MarginKind.NONE:
+        determinants = None
+    found: tuple[Tensor, Tensor, Tensor, bool] = HeadLoss.apply(
         x, weight, bias, similarity.link_scale(), queries.length, determinants, offset, labels, form, tail
     )
     return found
@@ -112,7 +110,7 @@ class HeadLoss(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None,
         determinants: Tensor | None, offset: Tensor | None, labels: Tensor, form: Form, tail: Tail,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor, bool]:  # fmt: skip
         (samples, width), rows, centers, functions = x.shape, len(weight), form.num_centers, _functions()
         classes = rows // centers
         assert functions is not None
@@ -125,10 +123,10 @@ class HeadLoss(torch.autograd.Function):
         step = _Step(
             samples, width, classes, centers, x.data_ptr(), weight.data_ptr(), _at(bias), labels.data_ptr(), _at(offset),
             _at(tail.weights), _at(determinants), _at(margin.margins), _at(stretched), vectors.data_ptr(),
-            products.data_ptr(), z.data_ptr(), _at(picks), *(None,) * 6, margin.a, margin.b, margin.c, tail.grown,
+            products.data_ptr(), z.data_ptr(), _at(picks), *(None,) * 7, margin.a, margin.b, margin.c, tail.grown,
             1.0 if length is None else float(length), target.constant, target.rate, 1.0 if scale is None else float(scale),
             kappa, form.constant, form.rate, *(0.0,) * 6, KINDS[form.kind], link, target.kind, margin.kind,
-            torch.get_num_threads(), length is not None,
+            torch.get_num_threads(), length is not None, False,
         )  # fmt: skip
         about = ctypes.byref(step)
         wrong = functions.prepare(about)
@@ -140,21 +138,22 @@ class HeadLoss(torch.autograd.Function):
         ctx.step, ctx.stretched, ctx.vectors, ctx.picks = step, stretched, vectors, picks
         ctx.needs_finish = form.kind != "product" or margin.kind != MarginKind.NONE
         ctx.save_for_backward(x, weight, labels, offset, z)
-        return x.new_full((), step.loss), z, vectors[samples : 2 * samples]
+        return x.new_full((), step.loss), z, vectors[samples : 2 * samples], not step.absent
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # type: ignore[override]
-        ctx: Any, grad_loss: Tensor | None, grad_z: Tensor | None, grad_measure: Tensor | None
+        ctx: Any, grad_loss: Tensor | None, grad_z: Tensor | None, grad_measure: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         x, weight, labels, offset, z = ctx.saved_tensors
         functions, step, (need_x, need_weight, *need) = _functions(), ctx.step, ctx.needs_input_grad
         assert functions is not None
         grad_z, grad_measure = (g if g is None else g.contiguous() for g in (grad_z, grad_measure))
         grad = z.new_empty(len(z), len(weight))
-        by_bias = z.new_empty(z.shape[1]) if need[0] else None
+        by_bias, by_determinant = (z.new_empty(z.shape[1]) if needed else None for needed in (need[0], need[3]))
         step.x, step.w, step.target, step.offset = x.data_ptr(), weight.data_ptr(), labels.data_ptr(), _at(offset)
         step.z, step.grad, step.by_bias = z.data_ptr(), grad.data_ptr(), _at(by_bias)
+        step.by_determinant = _at(by_determinant)
         step.by_z, step.more_by_measure = _at(grad_z), _at(grad_measure)
         step.upstream = 0.0 if grad_loss is None else float(grad_loss)
         about = ctypes.byref(step)
@@ -168,10 +167,6 @@ class HeadLoss(torch.autograd.Function):
             functions.finish(about)
         by_scale = x.new_full((), step.all_by_scale) if need[1] else None
         by_length = x.new_full((), step.all_by_length) if need[2] else None
-        by_determinant = None
-        if need[3]:
-            start = BY_DETERMINANT * len(x)
-            by_determinant = ctx.vectors[start : start + len(x)] * step.upstream
         return by_x, by_weight, by_bias, by_scale, by_length, by_determinant, *(None,) * 4
 
 
@@ -182,11 +177,11 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n", "d", "k", "centers")),
         *((name, ctypes.c_void_p) for name in (
             "x", "w", "bias", "target", "offset", "weights", "determinant", "margins", "stretched", "vectors", "products",
-            "z", "picks", "by_z", "more_by_measure", "grad", "by_x", "by_w", "by_bias")),
+            "z", "picks", "by_z", "more_by_measure", "grad", "by_x", "by_w", "by_bias", "by_determinant")),
         *((name, ctypes.c_double) for name in (
             "a", "b", "c", "grown", "length", "constant", "rate", "scale", "kappa", "form_constant", "form_rate", "upstream",
             "loss", "by_length", "by_scale", "all_by_length", "all_by_scale")),
-        *((name, ctypes.c_int32) for name in ("kind", "link", "domain", "margin", "threads", "lengthened")),
+        *((name, ctypes.c_int32) for name in ("kind", "link", "domain", "margin", "threads", "lengthened", "absent")),
     )  # fmt: skip
 
 

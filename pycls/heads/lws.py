@@ -1,13 +1,31 @@
 """Learnable weight scaling: a linear classifier whose classes have a learned scale each."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity
+from pycls.heads.parts import Prototypes, Queries, Similarity
+from pycls.heads.parts_native import Parts, parts_for
 from pycls.registry import HEADS, SIMILARITIES
+
+
+class _Scaled(torch.autograd.Function):
+    """f_j w_j [K, D] and f_j b_j [K] by compiled C."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, factor: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        ctx.save_for_backward(weight, bias, factor)
+        ctx.parts = parts
+        return parts.scale(weight, factor), factor * bias
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_rows: Tensor, by_numbers: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *ctx.parts.scale_back(*ctx.saved_tensors, by_rows, by_numbers, ctx.needs_input_grad[:3]), None
 
 
 @SIMILARITIES.register("scaled_linear")
@@ -32,10 +50,14 @@ class ScaledLinear(Similarity):
         """The features as they are."""
         return Queries(features)
 
-    def prototypes(self) -> tuple[Tensor, Tensor | None]:
+    def prototypes(self) -> Prototypes:
         """f_j w_j and f_j b_j."""
-        assert self.bias is not None
-        return self.factor[:, None] * self.weight, self.factor * self.bias
+        weight, bias, factor = self.weight, self.bias, self.factor
+        assert bias is not None
+        parts = parts_for([weight], [bias, factor])
+        if parts is not None:
+            return Prototypes(*_Scaled.apply(weight, bias, factor, parts))
+        return Prototypes(factor[:, None] * weight, factor * bias)
 
 
 @HEADS.register("lws")

@@ -85,7 +85,7 @@ class ClassShard:
         sizes = self._sizes(queries.x, even=similarity.training)
         own = slice(sum(sizes[: self.rank]), sum(sizes[: self.rank + 1]))
         x = _Gathered.apply(queries.x, sizes, self.rank)
-        weight, bias = similarity.prototypes()
+        weight, bias, of_classes = similarity.prototypes()
         shared: dict[str, Any] = {"length": _summed(queries.length, self.world_size),
                                   "scale": _summed(similarity.link_scale(), self.world_size),
                                   "products": queries.products}  # fmt: skip
@@ -99,8 +99,7 @@ class ClassShard:
         labels = torch.where(here, targets - self.low, -1)
         offset = None if offset is None else offset[self.low : self.high]
         total = total[self.low : self.high] if isinstance(total, Tensor) else total
-        determinants = [similarity.log_determinant(column.clamp(min=0)) for column in labels.unbind(dim=1)
-                        if similarity.has_determinants]  # fmt: skip
+        determinants = [of_classes[column.clamp(min=0)] for column in labels.unbind(dim=1)] if of_classes is not None else []
         if similarity.training and self.sample_rate < 1:
             chosen = self._chosen(labels[here])
             labels = torch.where(here, torch.searchsorted(chosen, labels.clamp(min=0)), -1)

@@ -35,6 +35,20 @@ class Queries(NamedTuple):
     products: torch.dtype | None = None
 
 
+class Prototypes(NamedTuple):
+    """The prototypes as the features are multiplied with them.
+
+    Attributes:
+        rows: [K * num_centers, D'].
+        bias: [K], added to the measures of a class, or None.
+        log_determinants: [K], of the classes' covariances, where they have such as a margin must know; or None.
+    """
+
+    rows: Tensor
+    bias: Tensor | None = None
+    log_determinants: Tensor | None = None
+
+
 class Similarity(nn.Module):
     """Features [N, D] and prototypes [K, D] -> logits [N, K].
 
@@ -45,7 +59,6 @@ class Similarity(nn.Module):
         domain: what a margin may act on: ``"cosine"``, ``"distance"`` (squared), or None for no margin at all.
         needs_feature_norms: whether what a margin acts on needs the features' norms.
         needs_norms: whether it needs the norm of the target's prototype.
-        has_determinants: whether a class has a covariance whose determinant its target's measure needs.
         log_likelihood: whether the logits are log-likelihoods of the features (up to a constant).
         half_products: whether the products may be made in half precision; not where large ones are to cancel that are rounded
             apart from each other.
@@ -56,7 +69,6 @@ class Similarity(nn.Module):
     domain: ClassVar[Domain | None] = None
     needs_feature_norms: bool = False
     needs_norms: bool = False
-    has_determinants: bool = False
     log_likelihood: ClassVar[bool] = False
     half_products: bool = True
     weight: nn.Parameter
@@ -78,9 +90,9 @@ class Similarity(nn.Module):
     def queries(self, features: Tensor) -> Queries:
         """What depends on the features alone."""
 
-    def prototypes(self) -> tuple[Tensor, Tensor | None]:
-        """The rows that the features are multiplied with [K * num_centers, D'], and what is added to a class [K]."""
-        return self.weight, self.bias
+    def prototypes(self) -> Prototypes:
+        """What depends on the prototypes alone."""
+        return Prototypes(self.weight, self.bias)
 
     def link_scale(self) -> Tensor | None:
         """0-dim tensor handed to the form's link, or None."""
@@ -102,11 +114,6 @@ class Similarity(nn.Module):
         """Logit of measure u [N], differentiable."""
         return u
 
-    def log_determinant(self, labels: Tensor) -> Tensor:
-        """[N], of the covariance of each label's class (int64 [N], of the prototypes that are here). Only called where it
-        ``has_determinants``."""
-        raise AssertionError(f"{type(self).__name__} has no covariances")
-
     def scores(
         self,
         queries: Queries,
@@ -119,15 +126,15 @@ class Similarity(nn.Module):
         """One pass over the prototypes; see :func:`pycls.heads.gram.gram_scores`."""
         if self.shard is not None:
             return self.shard.scores(self, queries, targets, total=total, offset=offset)
-        weight, bias = self.prototypes()
+        weight, bias, determinants = self.prototypes()
         scores = gram_scores(
             queries.x, weight, self.form, length=queries.length, bias=bias, scale=self.link_scale(), offset=offset,
             targets=targets, reduce=reduce, total=total, norms=self.needs_norms and targets is not None,
             chunk=self.chunk, products=queries.products,
         )
-        if targets is None or not self.has_determinants:
+        if targets is None or determinants is None:
             return scores
-        return scores._replace(log_determinant=tuple(self.log_determinant(labels) for labels in targets.unbind(dim=1)))
+        return scores._replace(log_determinant=tuple(determinants[labels] for labels in targets.unbind(dim=1)))
 
 
 class Target(NamedTuple):

@@ -17,20 +17,20 @@ typedef struct {
     const float *x, *w, *bias;          /* [n, d], [m, d], [k] */
     const int64_t *target;              /* [n], below 0 for none */
     const float *offset, *weights;      /* [k], added to the logits before they are compared; of the classes in the mean */
-    const float *determinant;           /* [n], log|Lambda_y| */
+    const float *determinant;           /* [k], log|Lambda| */
     const double *margins;              /* [k] */
     float *stretched;                   /* [n, d], x as it is multiplied where it has a length */
     float *vectors;                     /* VECTORS [n] and then two [m] */
     float *products, *z;                /* [n, m], [n, k]; the same where a class has one centre */
     uint8_t *picks;                     /* [n, k], which centre it was */
     const float *by_z, *more_by_measure; /* [n, k], [n]: what else there is of these gradients */
-    float *grad, *by_x, *by_w, *by_bias; /* [n, m], [n, d], [m, d], [k] */
+    float *grad, *by_x, *by_w, *by_bias, *by_determinant; /* [n, m], [n, d], [m, d], [k], [k] */
     double a, b, c, grown, length, constant, rate, scale, kappa; /* see tail.h */
     double form_constant, form_rate;    /* of DISTANCE: u = form_constant - form_rate |x - w|^2 */
     double upstream;                    /* gradient by the loss */
     double loss, by_length, by_scale;   /* results of the forward pass, for an upstream of 1 */
     double all_by_length, all_by_scale; /* results of the backward pass */
-    int32_t kind, link, domain, margin, threads, lengthened;
+    int32_t kind, link, domain, margin, threads, lengthened, absent; /* absent: whether a label is below 0 */
 } step;
 
 /* The vectors [n]. ROW: what x is multiplied with, or what is added to a row's measures. */
@@ -77,10 +77,12 @@ static void prepare_sample(const step *s, int64_t i)
 }
 
 /* Returns a label that is no class, or -1. */
-int64_t pycls_step_prepare(const step *s)
+int64_t pycls_step_prepare(step *s)
 {
-    for (int64_t i = 0; i < s->n; i++)
+    for (int64_t i = 0; i < s->n; i++) {
         if (s->target[i] >= s->k) return s->target[i];
+        s->absent |= s->target[i] < 0;
+    }
 #pragma omp parallel num_threads(threads_for(s, (s->n + prototypes(s)) * s->d))
     {
 #pragma omp for schedule(static) nowait
@@ -115,7 +117,7 @@ static void losses(step *s)
         const sample at = {.target = y, .measure = vector(s, MEASURE)[i], .others = vector(s, OTHERS)[i],
                            .offset = y >= 0 && s->offset ? s->offset[y] : 0, .feature_square = vector(s, FEATURE_SQUARE)[i],
                            .prototype_square = y >= 0 && s->domain == OVER_BOTH ? square_of(s->w + y * s->d, s->d) : 0,
-                           .determinant = s->determinant ? s->determinant[i] : 0,
+                           .determinant = y >= 0 && s->determinant ? s->determinant[y] : 0,
                            .share = weight_of(s, i) / (all > DBL_MIN ? all : DBL_MIN)};
         const slopes found = tail_of(&facts, &at);
         vector(s, BY_OTHERS)[i] = (float)found.by_others;
@@ -235,6 +237,11 @@ int32_t pycls_step_gradient(step *s)
     for (int64_t i = 0; i < s->n; i++) along += vector(s, ALONG)[i], scaled += vector(s, BY_SCALE)[i];
     s->all_by_length = s->upstream * s->by_length + (s->lengthened ? along / s->length : 0);
     s->all_by_scale = s->upstream * s->by_scale + scaled / s->scale;
+    if (s->by_determinant) {
+        memset(s->by_determinant, 0, (size_t)s->k * sizeof(float));
+        for (int64_t i = 0; i < s->n; i++)
+            if (s->target[i] >= 0) s->by_determinant[s->target[i]] += (float)s->upstream * vector(s, BY_DETERMINANT)[i];
+    }
     return 1;
 }
 
