@@ -7,7 +7,8 @@ float32 and in float64, of divide and conquer in log-space with automatic deriva
 pycls's. What each computes is what the loss needs of the polynomials, ``ln sigma_k - ln sigma_{k-1}`` of
 ``exp(s_j / (k tau))`` over the classes but the label's, and its derivatives. The scores are float32 and normal, of
 standard deviation --scale. Beside them stands the log-sum-exp of the same scores, the least that a loss over all
-classes does.
+classes does; and what a head of pycls does on a processor with a C compiler, which is not these polynomials alone but the
+whole loss and its derivatives, at every call.
 
 The errors are those of float32 results against a float64 reference in log-space that never subtracts: of the ratio,
 relative to its own size or to 1 if that is smaller; of the derivatives, the largest of a sample relative to the
@@ -22,8 +23,17 @@ from common import Job, Measured, clock_of, parse, parser, setting, shown_second
 from esf_algorithms import ALGORITHMS, reference
 from torch import Tensor
 
+from pycls.heads.topk_native import topk_losses
+
 LEAST = "log-sum-exp"
+COMPILED = "pycls, compiled, the whole loss"
 TAUS = (10.0, 1.0, 0.1, 0.01, 0.001)
+
+
+def _compiled(scores: Tensor, labels: Tensor, k: int) -> Tensor | None:
+    """What a head does on a processor: loss and derivatives in one pass. None where there is no compiler."""
+    target = scores.detach().gather(1, labels[:, None])[:, 0]
+    return topk_losses(scores, target, labels, k, alpha=1.0, tau=1 / k)
 
 
 def make_inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -37,6 +47,8 @@ def speed(scores: Tensor, labels: Tensor, k: int, repeats: int, busy: bool) -> s
     """The table of times, forward and forward with backward, each beside pycls's."""
     leaf = scores.clone().requires_grad_()
     methods = {**ALGORITHMS, LEAST: lambda s, y, k: torch.logsumexp(s, dim=1)}
+    if _compiled(scores, labels, k) is not None:
+        methods[COMPILED] = _compiled
 
     def forward(name: str) -> Job:
         def job() -> None:

@@ -1,8 +1,8 @@
 """Every head, forward and backward, beside a plain linear head, in one run; and beside pytorch-metric-learning.
 
     python benchmarks/heads.py [--size small|wide|many|tiny|million|gpu-small|gpu-100k|gpu-1m] [--heads NAME ...]
-                               [--repeats N] [--threads N] [--device cpu|cuda] [--dtype float32|bf16] [--memory]
-                               [--no-peers] [--save] [--busy] [--quick]
+                               [--repeats N] [--threads N] [--device cpu|cuda] [--dtype float32|bf16] [--graph]
+                               [--memory] [--no-peers] [--save] [--busy] [--quick]
 
 The plain head is ``nn.Linear`` and ``F.cross_entropy``. A call is the loss of features [N, D] and its gradients by
 features and weights, all gradients made anew (set to None before, as an optimiser's ``zero_grad`` does). A head and the
@@ -11,6 +11,9 @@ same features. "matrix products" are the three products with the weights alone, 
 go below. On the CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in training: else it is luck whose
 gradients are faulted in anew at each call. A head with several prototypes a class stands beside a plain head of as many
 outputs, and L-GM with a diagonal covariance, whose arithmetic is that of twice the features, beside one of that size.
+
+On CUDA a small head may be done before the host has started its next kernel; then the host is what is timed. ``--graph``
+makes a CUDA graph of each side first.
 
 Memory (--memory, and always at the sizes that have a goal for it): on the CPU each head has a process to itself, in
 which a tiny head of its kind has run before, so that libraries are loaded; weights and features are made, the kernel's
@@ -27,7 +30,7 @@ import sys
 from pathlib import Path
 
 import torch
-from common import Job, clock_of, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
+from common import Job, clock_of, graphed, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
 from head_entries import (
     PEER,
     QUICK,
@@ -67,6 +70,8 @@ def time_table(
         against = plain_name(multiples)
         try:
             jobs = {against: _plain_job(size.times(*multiples), device, autocast), name: _job(entry, size, device, autocast)}
+            if arguments.graph:
+                jobs = {title: graphed(job) for title, job in jobs.items()}
             found = side_by_side(jobs, {name: against}, arguments.repeats, clock, least_s)
         except torch.OutOfMemoryError:
             rows.append([name, OUT_OF_MEMORY, "", "", "", "", ""])
@@ -117,6 +122,7 @@ def options() -> argparse.ArgumentParser:
     asked.add_argument("--no-peers", action="store_true", help="without pytorch-metric-learning")
     asked.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
     asked.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="bf16: under autocast")
+    asked.add_argument("--graph", action="store_true", help="cuda: both sides as CUDA graphs, without the host's time")
     asked.add_argument("--memory", action="store_true", help="the table of memory, also where there is no goal for it")
     asked.add_argument("--save", action="store_true", help="write benchmarks/results/heads_SIZE.json")
     asked.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
@@ -139,6 +145,8 @@ def main() -> None:
     asked = options()
     arguments = parse(asked)
     size = QUICK if arguments.quick else SIZES[arguments.size]
+    if arguments.graph and arguments.device != "cuda":
+        asked.error("--graph needs --device cuda")
     if arguments.memory_of:
         return report_memory(one(arguments.memory_of), size, arguments)
     if arguments.step_of:
