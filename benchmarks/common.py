@@ -219,6 +219,8 @@ def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
     arguments = options.parse_args()
     if arguments.repeats < 1:
         options.error("--repeats must be 1 or more")
+    if getattr(arguments, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        options.error("--device cuda: this PyTorch finds no GPU")
     if arguments.quick:
         arguments.repeats = 1
     if arguments.busy:

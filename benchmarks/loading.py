@@ -1,11 +1,15 @@
 """Photographs from JPEG files to normalised batches: pycls beside torchvision, timm, DALI and FFCV, in one run.
 
-    python benchmarks/loading.py [--photos DIR] [--cores 1,2] [--repeats N] [--peers timm DALI FFCV] [--json FILE]
+    python benchmarks/loading.py [--photos DIR] [--cores 1,2] [--repeats N] [--peers timm DALI FFCV] [--device cuda]
+                                 [--json FILE]
 
 Training is RandomResizedCrop 224 and a flip, evaluation Resize 256 and CenterCrop 224, both antialiased; every method hands
 over float32 batches. As many loading processes as cores, and all processes, the one that consumes included, are bound to
 these cores. Loaders and their processes are made beforehand; a pass is timed from asking for it to its last batch. The
 methods take turns. Without --photos (any tree of JPEGs) photographs of ImageNet's size are drawn in a temporary folder.
+
+With --device cuda all batches end on the GPU: each method's are copied to it from ordinary memory, all in the same way, and in
+one row more pycls decodes there (DATA_LOADER.DECODER gpu), with as many processes to read the files.
 
 decode only is libjpeg-turbo (torchvision's) decoding whole images from memory, in one process a core, and nothing else.
 """
@@ -14,7 +18,6 @@ import argparse
 import datetime
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -24,11 +27,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from common import machine, quartiles, setting, shown_spread, table
 from loading_peers import MEAN, PEERS, STD, Maker, Passes, installed
-from PIL import Image
+from photographs import lay_out
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
@@ -37,34 +39,6 @@ from torchvision.transforms import v2
 from pycls.data.image_folder import ImageFolder
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.native import jpeg_cutter
-
-
-def draw_photographs(folder: Path, count: int) -> None:
-    """Smooth shapes with grain, 500 x 375, about 110 kB each, as ImageNet's are."""
-    for number in range(count):
-        random = np.random.default_rng(number)
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3)).astype(np.uint8))
-        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
-        grain = smooth + random.normal(0, 14, (375, 500, 1)).astype(int)
-        target = folder / "photo"
-        target.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(target / f"{number}.jpg", quality=90)
-
-
-def lay_out(photos: Path | None, root: Path, images: int) -> str:
-    """``images`` files under ``root/val/photos``, each photograph as often as need be. Returns what they are."""
-    target = root / "val" / "photos"
-    target.mkdir(parents=True)
-    if photos is None:
-        draw_photographs(root / "drawn", min(images, 128))
-    files = sorted(path for path in (photos or root / "drawn").rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if not files:
-        raise SystemExit(f"error: there are no JPEG files in {photos}")
-    for number in range(images):
-        shutil.copyfile(files[number % len(files)], target / f"{number:05}.jpg")
-    shutil.copytree(root / "val", root / "train", copy_function=os.link)
-    size = sum(path.stat().st_size for path in target.iterdir()) / images
-    return f"{min(images, len(files))} {'photographs' if photos else 'drawn pictures'}, {size / 1000:.0f} kB on average"
 
 
 def plain_loader(data: Any, batch: int, cores: int, train: bool) -> Passes:
@@ -104,6 +78,17 @@ def ours(root: Path, batch: int, cores: int, train: bool, native: bool = True) -
     return lambda number: loader
 
 
+def on_device(root: Path, batch: int, cores: int, train: bool, device: str = "cuda") -> Passes:
+    """pycls, the device decoding."""
+    data = ImageFolder(str(root), "train" if train else "val")
+    if train:
+        return TrainLoader(data, batch, num_workers=cores, device=device, channels_last=True, pin_memory=True,
+                           decode_on_device=True).epoch  # fmt: skip
+    loader = EvalLoader(data, batch, num_workers=cores, device=device, channels_last=True, pin_memory=True,
+                        decode_on_device=True)  # fmt: skip
+    return lambda number: loader
+
+
 def _decode_all(files: list[bytes]) -> int:
     torch.set_num_threads(1)
     for data in files:
@@ -125,18 +110,20 @@ def _timed(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def seconds(passes: Passes, number: int, images: int) -> float:
-    """Wall-clock time of a pass."""
+def seconds(passes: Passes, number: int, images: int, device: str) -> float:
+    """Wall-clock time of a pass, until its last batch is on the device."""
     start, seen = time.perf_counter(), 0
     for batch in passes(number):
-        seen += len(batch[0])
+        seen += len(batch[0].to(device))
+    if device == "cuda":
+        torch.cuda.synchronize()
     if seen != images:
         raise SystemExit(f"error: a pass of {seen} images, not {images}")
     return time.perf_counter() - start
 
 
 def measure(
-    root: Path, images: int, batch: int, cores: int, repeats: int, peers: dict[str, Maker]
+    root: Path, images: int, batch: int, cores: int, repeats: int, peers: dict[str, Maker], device: str
 ) -> dict[str, dict[str, list[float]]]:
     """Train and eval -> method -> images a second, one a round; a first round is not counted."""
     makers: dict[str, Maker] = {
@@ -144,6 +131,7 @@ def measure(
         "torchvision v2 (tensor)": tensors,
         "pycls": ours,
         "pycls, Pillow": lambda *given: ours(*given, native=False),
+        **({"pycls, on the GPU": on_device} if device == "cuda" else {}),
         **peers,
     }
     if jpeg_cutter() is None:
@@ -155,7 +143,7 @@ def measure(
         found: dict[str, list[float]] = {name: [] for name in [*methods, "decode only"]}
         for number in range(repeats + 1):
             for name, passes in methods.items():
-                took = seconds(passes, number, images)
+                took = seconds(passes, number, images, device)
                 if number:
                     found[name].append(images / took)
             took = decode()
@@ -185,11 +173,14 @@ def main() -> None:
     options.add_argument("--images", type=int, default=512, help="in a pass (512)")
     options.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     options.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="beside torchvision (all there are)")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the batches end (cpu)")
     options.add_argument("--json", type=Path, help="a file for all figures")
     options.add_argument("--quick", action="store_true", help="a few images and one round: does it run at all?")
     given = options.parse_args()
     if given.quick:
         given.images, given.repeats, given.cores = 8, 1, "1"
+    if given.device == "cuda" and not torch.cuda.is_available():
+        options.error("--device cuda: this PyTorch finds no GPU")
     batch = max(1, given.images // 16)
     if given.images % batch or given.repeats < 1:
         options.error("--images must be a multiple of 16, --repeats 1 or more")
@@ -200,17 +191,18 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         content = lay_out(given.photos, Path(temporary), given.images)
-        print(f"{content}; {given.images} images a pass, batches of {batch}; {given.repeats} rounds\n{setting()}")
+        print(f"{content}; {given.images} images a pass, batches of {batch}; {given.repeats} rounds\n{setting(given.device)}")
         for cores in map(int, given.cores.split(",")):
             if cores > len(everything):
                 print(f"\n{cores} cores: this machine has {len(everything)}")
                 continue
             os.sched_setaffinity(0, sorted(everything)[:cores])
-            results[str(cores)] = measure(Path(temporary), given.images, batch, cores, given.repeats, peers)
+            results[str(cores)] = measure(Path(temporary), given.images, batch, cores, given.repeats, peers, given.device)
             report(results[str(cores)], cores)
             os.sched_setaffinity(0, everything)
     if given.json:
-        about = {"machine": machine(), "date": datetime.date.today().isoformat(), "torch": torch.__version__, "files": content}
+        about = {"machine": machine(given.device), "date": datetime.date.today().isoformat(), "torch": torch.__version__,
+                 "files": content}  # fmt: skip
         given.json.write_text(json.dumps({**about, "images_per_second": results}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """Our whole training step beside a bare hand-written PyTorch loop and timm's train script, in one run.
 
     python benchmarks/train_step.py [--repeats N] [--threads N] [--only lenet5|resnet20|resnet18] [--busy] [--quick]
+    python benchmarks/train_step.py --device cuda [--repeats N] [--only resnet50|resnet18_cifar] [--eager] [--quick]
 
 Ours is the loop of ``--mode train`` with the objects that it builds: learning rate and generator set at every step, the
 head as a part of the model, meters, finite-loss check, log file, TensorBoard, progress; the moving average is off, and
@@ -11,85 +12,43 @@ the loader's work is in both. So is freed memory that is kept (``pycls.runtime.m
 would take up to half as long again on a CPU, in some epochs and not in others. The limit beside them is the bare step on
 one batch that is already there: the arithmetic alone. The images are random: time does not depend on what they show.
 
-timm stands right beside ours, on images of colour: its loop as in its train.py (timm_step.py), once with its own loader and
-transforms, once on the batches of a loader of our kind, which is the step alone; ResNet-18 is its own, ResNet-20, which it
-has not, the bare loop's net.
+On a GPU both sides are compiled (``torch.compile``, unless --eager), in bf16 by autocast and channels-last, and timed by events
+in its stream; the images are on it. Compiling is over before the first round.
+
+timm stands right beside ours on the CPU, on images of colour: its loop as in its train.py (timm_step.py), once with its own
+loader and transforms, once on the batches of a loader of our kind, which is the step alone; ResNet-18 is its own, ResNet-20,
+which it has not, the bare loop's net.
 """
 
 import contextlib
 import io
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from common import Job, clock_of, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
 from torch import nn
+from train_cases import CASES, GPU_CASES, Case, random_images
 
 from pycls import build, config, training
 from pycls.data.dataset import ArrayDataset
 from pycls.engine.trainer import Trainer
+from pycls.runtime.devices import choose_device, set_deterministic
 from pycls.runtime.distributed import Ranks
 from pycls.runtime.log import setup_logging
 from pycls.runtime.memory import keep_freed_memory
 
-GOAL = 0.97
 
-
-@dataclass(frozen=True)
-class Case:
-    """A model, its images and how many of them.
-
-    Attributes:
-        title: for the table.
-        overrides: of the options.
-        channels: of an image.
-        side: of an image, pixels.
-        batch: images a step.
-        steps: of a measurement, an epoch of the data.
-        timm: its name for the net; empty where it has none.
-    """
-
-    title: str
-    overrides: tuple[str, ...]
-    channels: int
-    side: int
-    batch: int
-    steps: int
-    timm: str = ""
-
-
-CASES = {
-    "lenet5": Case("LeNet-5, 28x28, batch 256", ("MODEL.TYPE=lenet5", "TRAIN.DATASET=mnist"), 1, 28, 256, 50),
-    "resnet20": Case("ResNet-20, 32x32, batch 128", ("MODEL.TYPE=resnet", "MODEL.DEPTH=20", "TRAIN.DATASET=cifar10"),
-                     3, 32, 128, 10),
-    "resnet18": Case("ResNet-18, 112x112, batch 32",
-                     ("MODEL.TYPE=resnet", "MODEL.DEPTH=18", "TRAIN.DATASET=imagenet", "TRAIN.IM_SIZE=112"),
-                     3, 112, 32, 6, "resnet18"),
-}  # fmt: skip
-
-
-def random_images(case: Case) -> ArrayDataset:
-    """An epoch of random images in ten classes, with crop and, of colour images, flip."""
-    generator = torch.Generator().manual_seed(0)
-    n, colour = case.steps * case.batch, case.channels == 3
-    images = torch.randint(0, 256, (n, case.channels, case.side, case.side), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (n,), generator=generator)
-    return ArrayDataset(
-        name="random", labels=labels, class_names=[str(i) for i in range(10)], channels=case.channels,
-        image_size=case.side, mean=(0.5,) * case.channels, std=(0.25,) * case.channels,
-        crop_padding=4 if colour else 2, hflip=colour, images=images,
-    )  # fmt: skip
-
-
-def our_trainer(case: Case, dataset: ArrayDataset, out_dir: Path, epochs: int) -> tuple[Trainer, config.CfgNode]:
+def our_trainer(
+    case: Case, dataset: ArrayDataset, out_dir: Path, epochs: int, device: torch.device
+) -> tuple[Trainer, config.CfgNode]:
     """The trainer that ``--mode train`` makes, and its options. It never saves: a checkpoint is no part of a step."""
-    cfg = config.load(None, [*case.overrides, f"TRAIN.BATCH_SIZE={case.batch}", "TRAIN.EVAL_SPLIT=none",
-                             "OPTIM.EMA_UPDATE_PERIOD=0", "OPTIM.BASE_LR=0.01", f"OPTIM.MAX_EPOCH={epochs}",
-                             f"OUT_DIR={out_dir}"])  # fmt: skip
-    classes, device, ranks = dataset.num_classes, torch.device("cpu"), Ranks()
+    cfg = config.load(None, [*case.overrides, f"TRAIN.IM_SIZE={case.side}", f"TRAIN.BATCH_SIZE={case.batch}",
+                             "TRAIN.EVAL_SPLIT=none", "OPTIM.EMA_UPDATE_PERIOD=0", "OPTIM.BASE_LR=0.01",
+                             f"OPTIM.MAX_EPOCH={epochs}", f"OUT_DIR={out_dir}"])  # fmt: skip
+    classes, ranks = dataset.num_classes, Ranks()
     model = training.first_model(cfg, dataset, classes, device, ranks)
     trainer = training.make_trainer(cfg, model, dataset, classes, device, ranks, config.dump(cfg))
     trainer.save = lambda best=False: None  # type: ignore[method-assign]
@@ -108,18 +67,21 @@ def plain_net(cfg: config.CfgNode, case: Case, dataset: ArrayDataset) -> nn.Sequ
 class Bare:
     """The loop written by hand."""
 
-    def __init__(self, cfg: config.CfgNode, case: Case, dataset: ArrayDataset) -> None:
+    def __init__(self, cfg: config.CfgNode, case: Case, dataset: ArrayDataset, device: torch.device) -> None:
         order = torch.channels_last if cfg.MODEL.CHANNELS_LAST else torch.contiguous_format
-        self.net = plain_net(cfg, case, dataset).to(memory_format=order).train()  # type: ignore[call-overload]
+        self.net = plain_net(cfg, case, dataset).to(device, memory_format=order).train()  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=cfg.OPTIM.BASE_LR, momentum=cfg.OPTIM.MOMENTUM,
                                          nesterov=cfg.OPTIM.NESTEROV, weight_decay=cfg.OPTIM.WEIGHT_DECAY,
                                          fused=True)  # fmt: skip
-        self.loader = build.build_train_loader(cfg, dataset, torch.device("cpu"), Ranks())
+        self.run = torch.compile(self.net) if cfg.MODEL.COMPILE else self.net
+        self.device, self.autocast = device.type, build.autocast_dtype(cfg)
+        self.loader = build.build_train_loader(cfg, dataset, device, Ranks())
         self.epochs, self.steps = 0, case.steps
         self.batch = next(iter(self.loader.epoch(0)))
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        loss = F.cross_entropy(self.net(images), labels)
+        with torch.autocast(self.device, dtype=self.autocast, enabled=self.autocast is not None):
+            loss = F.cross_entropy(self.run(images), labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -146,8 +108,8 @@ def has_timm() -> bool:
 
 
 def timm_jobs(cfg: config.CfgNode, case: Case, dataset: ArrayDataset) -> dict[str, Job]:
-    """timm's loop by what it reads from; none where it is not installed, or for images without colours."""
-    if case.channels != 3 or not has_timm():
+    """timm's loop by what it reads from; none where it is not installed, for images without colours, or in mixed precision."""
+    if case.channels != 3 or cfg.TRAIN.MIXED_PRECISION or not has_timm():
         return {}
     import timm
     from timm_step import TimmLoop, its_loader
@@ -186,17 +148,17 @@ def run_folder() -> Iterator[Path]:
             setup_logging()  # to the terminal alone: the file is closed
 
 
-def measure(case: Case, repeats: int, busy: bool) -> list[list[str]]:
+def measure(case: Case, repeats: int, device: torch.device, busy: bool) -> list[list[str]]:
     """The rows of a case."""
     dataset = random_images(case)
     with run_folder() as folder:
-        trainer, cfg = our_trainer(case, dataset, folder, 3 * repeats + 6)
-        bare = Bare(cfg, case, dataset)
+        trainer, cfg = our_trainer(case, dataset, folder, 3 * repeats + 6, device)
+        bare = Bare(cfg, case, dataset, device)
         jobs: dict[str, Job] = {"ours": our_epoch(trainer), "bare loop": bare.epoch, "arithmetic alone": bare.arithmetic}
         beside = {"ours": "bare loop", "arithmetic alone": "bare loop"}
-        theirs = timm_jobs(cfg, case, dataset)
+        theirs = timm_jobs(cfg, case, dataset) if device.type == "cpu" else {}
         jobs, beside = jobs | theirs, beside | dict.fromkeys(theirs, "ours")
-        found = side_by_side(jobs, beside, repeats, clock_of("cpu", busy), least_s=0.0)
+        found = side_by_side(jobs, beside, repeats, clock_of(device.type, busy), least_s=0.0)
         trainer.reporter.board.close()
     rows = []
     for name in ("bare loop", "ours", *theirs, "arithmetic alone"):
@@ -205,7 +167,7 @@ def measure(case: Case, repeats: int, busy: bool) -> list[list[str]]:
         cells = ["", "", "", "", ""]
         if measured.ratios:
             measured.ratios = [1 / ratio for ratio in measured.ratios]  # of speed, not of time
-            goal = verdict(measured.ratio, GOAL, at_least=True) if name == "ours" else ("", "")
+            goal = verdict(measured.ratio, case.goal, at_least=True) if name == "ours" else ("", "")
             goal = verdict(measured.ratio, 1.0) if name in theirs else goal
             cells = [f"{measured.ratio:.3f}", beside[name], shown_spread(measured.spread), *goal]
         rows.append([name, shown_seconds(step), f"{case.batch / step:,.0f}", *cells])
@@ -214,18 +176,28 @@ def measure(case: Case, repeats: int, busy: bool) -> list[list[str]]:
 
 def main() -> None:
     options = parser("Our training step beside a bare PyTorch loop.", repeats=15)
-    options.add_argument("--only", choices=CASES, help="one of the models")
+    options.add_argument("--only", choices=[*CASES, *GPU_CASES], help="one of the models")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
+    options.add_argument("--eager", action="store_true", help="without torch.compile")
     arguments = parse(options)
-    keep_freed_memory()
-    cases = [CASES[arguments.only]] if arguments.only else list(CASES.values())
-    print(setting())
-    if not has_timm():
+    device = choose_device(arguments.device)
+    if device.type == "cuda":
+        set_deterministic(device, deterministic=False, cudnn_benchmark=True)  # as in a run, and for both sides
+    else:
+        keep_freed_memory()
+    cases = GPU_CASES if device.type == "cuda" else CASES
+    if arguments.only:
+        cases = {arguments.only: (CASES | GPU_CASES)[arguments.only]}
+    print(setting(device.type))
+    if device.type == "cpu" and not has_timm():
         print("timm is not installed: its rows are left out")
     print(f"{arguments.repeats} rounds, each an epoch of random images in turn; ours and bare read from loaders of a kind\n")
-    for case in cases:
+    for case in cases.values():
+        if arguments.eager:
+            case = case.eager()
         if arguments.quick:
-            case = replace(case, batch=max(1, case.batch // 32), steps=2)
-        rows = measure(case, arguments.repeats, arguments.busy)
+            case = case.tiny()
+        rows = measure(case, arguments.repeats, device, arguments.busy)
         header = [case.title, "a step", "img/s", "speed", "of that of", "quartiles", "goal", ""]
         print(table(header, rows), end="\n\n", flush=True)
 

@@ -3,9 +3,11 @@
 import copy
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +15,8 @@ import checkpoint
 import class_parallel
 import esf
 import heads
+import loading
+import photographs
 import pytest
 import torch
 import train_step
@@ -20,6 +24,7 @@ from common import Measured, quartiles, side_by_side, table, verdict
 from head_entries import QUICK, SIZES, Ours, Plain, Problem, entries
 from head_memory import memory_of
 from loading_peers import PEERS, installed
+from train_cases import CASES, COMPILED, GPU_CASES
 
 import pycls
 
@@ -50,7 +55,7 @@ def run(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", train_step.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_train_step(name: str, main: Callable[..., str]) -> None:
     text = main(train_step, "--quick", "--only", name)
     for row in ("bare loop", "ours", "arithmetic alone"):
@@ -58,6 +63,29 @@ def test_train_step(name: str, main: Callable[..., str]) -> None:
     assert ">= 0.97" in text and "img/s" in text
     timm = name != "lenet5" and importlib.util.find_spec("timm") is not None
     assert ("\ntimm, its loader " in text) is ("\ntimm, a loader of our kind " in text) is timm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GPU_CASES)
+def test_train_step_of_a_gpu(name: str, main: Callable[..., str]) -> None:
+    text = main(train_step, "--quick", "--eager", "--only", name)
+    assert "\nours " in text and (">= 0.98" in text) is (name == "resnet50") and "compiled" not in text
+
+
+@pytest.mark.slow
+def test_both_sides_are_compiled_and_in_bf16() -> None:
+    """As on a GPU, of a net that is quickly compiled."""
+    lenet5 = CASES["lenet5"].tiny()
+    rows = train_step.measure(replace(lenet5, overrides=(*CASES["lenet5"].overrides, *COMPILED)), 1, torch.device("cpu"), False)
+    assert [row[0] for row in rows] == ["bare loop", "ours", "arithmetic alone"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+@pytest.mark.parametrize("module", [train_step, loading, checkpoint, heads])
+def test_no_gpu_is_said_in_a_line(module: ModuleType, main: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(module, "--quick", "--device", "cuda")
+    assert stop.value.code == 2 and "--device cuda: this PyTorch finds no GPU" in capsys.readouterr().err
 
 
 def test_train_step_without_timm(main: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +147,18 @@ def test_loading() -> None:
         assert text.count(f"\n{row} ") == 2, row
 
 
+def test_a_device_that_decodes(tmp_path: Path) -> None:
+    """What loading.py runs on a GPU, with a CPU in its place, on a folder that photographs.py lays out."""
+    text = run("photographs.py", str(tmp_path / "set"), "--images", "5")
+    assert "5 files, 5 drawn pictures" in text
+    photos = tmp_path / "set" / "drawn"
+    assert photographs.lay_out(photos, tmp_path / "again", 7).startswith("5 photographs, ")
+    assert [len(list((tmp_path / "again" / part / "photos").iterdir())) for part in ("train", "val")] == [7, 7]
+    for train in (True, False):
+        passes = loading.on_device(tmp_path / "set", 2, 0, train, "cpu")
+        assert loading.seconds(passes, 0, 4 if train else 5, "cpu") > 0
+
+
 @pytest.mark.slow
 def test_loading_beside_all_that_is_installed() -> None:
     text = run("loading.py", "--quick")
@@ -130,6 +170,19 @@ def test_peers_that_are_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("loading_peers.PEERS", {"X": ("no_such_module", PEERS["timm"][1]), "Y": ("json", PEERS["timm"][1])})
     assert list(installed(["X", "Y"])) == ["Y"]
     assert capsys.readouterr().out == "X is left out: No module named 'no_such_module'\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_that_a_gpu_measures(tmp_path: Path) -> None:
+    """Every command runs, on the CPU; but decoding on a GPU is refused there, after which the others go on."""
+    done = subprocess.run(["bash", str(ROOT / "benchmarks/gpu.sh"), str(tmp_path), "--quick"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": sys.executable}, check=False, timeout=800)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = (tmp_path / "summary.txt").read_text(encoding="utf-8")
+    assert re.findall(r"^([\w-]+): (?!ok)", summary, re.MULTILINE) == ["waits_gpu"], summary
+    assert "gpu needs a CUDA GPU" in (tmp_path / "waits_gpu.txt").read_text(encoding="utf-8")
+    assert (tmp_path / "waits_auto/time.json").is_file() and (tmp_path / "cifar100.json").is_file()
 
 
 @linux
