@@ -56,8 +56,8 @@ train_step() {
 }
 
 heads() {
-    run "heads_$1" "$2" "$python" benchmarks/heads.py --size "$1" --device $device --dtype bf16 --no-peers --repeats 7 \
-        "${quick[@]}"
+    run "heads_$1${3:+_$3}" "$2" "$python" benchmarks/heads.py --size "$1" --device $device --dtype bf16 --no-peers --repeats 7 \
+        "${quick[@]}" "${@:4}"
 }
 
 waits() {
@@ -66,6 +66,8 @@ waits() {
 }
 
 run machine 60 bash -c "nvidia-smi; gcc --version; nproc; free -g; $python -m torch.utils.collect_env"
+run tests 60 "$python" -m pytest -o addopts= -q tests/heads/test_triton.py tests/data/test_device_jpegs.py \
+    -k "on_the_device or less_memory or OnAGpu"
 train_step train_step 240 resnet50 7 "${step[@]}" || train_step train_step_eager 120 resnet50 5 --eager
 heads gpu-100k 90
 heads gpu-1m 120
@@ -78,6 +80,7 @@ run cifar100 280 "$python" benchmarks/time_to_accuracy.py --cfg $config --top1 7
         --json "$out/cifar100_random_images.json" "${training[@]}" DATA.SYNTHETIC True OPTIM.MAX_EPOCH 3
 cp "$work/cifar100/stdout.log" "$out/cifar100.log" 2>/dev/null
 heads gpu-small 60
+[ $device = cpu ] || heads gpu-small 60 graph --graph
 train_step train_step_small 100 resnet18_cifar 7 "${step[@]}"
 run loading 100 "$python" benchmarks/loading.py --device $device --cores "$few" --images 2048 --repeats 3 --peers \
     "${quick[@]}" ${PHOTOS:+--photos "$PHOTOS"}

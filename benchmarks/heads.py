@@ -145,6 +145,8 @@ def main() -> None:
     asked = options()
     arguments = parse(asked)
     size = QUICK if arguments.quick else SIZES[arguments.size]
+    if arguments.size == "million" and arguments.device == "cuda":
+        asked.error("--size million is for the CPU; a million classes on CUDA are gpu-1m")
     if arguments.graph and arguments.device != "cuda":
         asked.error("--graph needs --device cuda")
     if arguments.memory_of:

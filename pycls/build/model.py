@@ -149,7 +149,7 @@ def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:
         with user_errors("MODEL.ACTIVATION_CHECKPOINTING"):
             recompute_blocks(model.backbone)
     if cfg.MODEL.COMPILE:
-        model.backbone.compile()
+        model.backbone.compile(mode=None if cfg.MODEL.COMPILE is True else cfg.MODEL.COMPILE)
     return model
 
 

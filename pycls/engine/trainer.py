@@ -158,9 +158,10 @@ class Trainer:
             seen: Any = targets
             if self.mix is not None:
                 some, seen = self.mix(some, targets, self.step * parts + k)
-            with without_reduction(self.network, k + 1 < parts), self._autocast():
-                output = self.network(some, seen)
-                loss = output.loss if parts == 1 else output.loss / parts
+            with without_reduction(self.network, k + 1 < parts):
+                with self._autocast():
+                    output = self.network(some, seen)
+                    loss = output.loss if parts == 1 else output.loss / parts
                 self.scaler.scale(loss).backward()
             self.meter.update(output.loss, output.terms, output.logits, targets, getattr(output, "first", None))
         if settings.clip_norm > 0:

@@ -54,12 +54,13 @@ def test_option_trains(tmp_path: Path, options: str) -> None:
 @pytest.mark.slow
 def test_compiled_model_trains_as_the_plain_one(tmp_path: Path) -> None:
     models = []
-    for compiled in ("False", "True"):
+    for compiled in ("False", "True", "reduce-overhead"):
         ended = call(*DIGITS, *FAST, "MODEL.COMPILE", compiled, "OUT_DIR", tmp_path / compiled)
         assert ended.code == 0, ended.err
         models.append(parameters(tmp_path / compiled))
     for name, weight in models[0].items():
-        torch.testing.assert_close(models[1][name], weight, rtol=1e-3, atol=1e-4)
+        for model in models[1:]:
+            torch.testing.assert_close(model[name], weight, rtol=1e-3, atol=1e-4)
 
 
 EFFNET = ["MODEL.TYPE", "effnet", "EN.STEM_W", 16, "EN.DEPTHS", "[1, 2]", "EN.WIDTHS", "[16, 16]", "EN.EXP_RATIOS", "[1, 4]",
