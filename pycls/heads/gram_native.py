@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pycls.heads.form import TINY, Form
 from pycls.heads.gram_chunk import Chunk, Gradients, Sums
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("rows.c")
 HEADERS = (SOURCE.with_suffix(".h"), SOURCE.with_name("exp.h"))
 FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_WITH_MEMORY = (Tensor, nn.Parameter)
 ELEMENTS_A_THREAD = 1 << 13
 """Fewer numbers than this are not worth another thread."""
 
@@ -225,12 +226,12 @@ def rows_for(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Te
         return None
     if others[0] is not None and others[0].is_cuda:
         return triton_rows(form, bias, *others)
-    return _rows() if _plain(bias, *others) else None
+    return _rows() if plain(bias, *others) else None
 
 
 def fits(form: Form, column: Tensor, bias: Tensor | None, *others: Tensor | None) -> bool:
     """Whether compiled C knows such a form, and such operands: a column of targets, [N], a bias [K], and others."""
-    return _known(form, [column], bias) and _plain(bias, *others)
+    return _known(form, [column], bias) and plain(bias, *others)
 
 
 def _known(form: Form, columns: list[Tensor], bias: Tensor | None) -> bool:
@@ -239,6 +240,8 @@ def _known(form: Form, columns: list[Tensor], bias: Tensor | None) -> bool:
     return not (bias is not None and form.kind == "cosine") and all(column.is_contiguous() for column in columns)
 
 
-def _plain(*operands: Tensor | None) -> bool:
-    """Whether all are float32 numbers in adjacent memory of the processor."""
-    return all(v is None or (v.dtype is torch.float32 and v.is_cpu and v.is_contiguous()) for v in operands)
+def plain(*operands: Tensor | None) -> bool:
+    """Whether all are float32 numbers in adjacent memory of the processor; a subclass of Tensor may have no memory."""
+    return all(
+        v is None or (type(v) in _WITH_MEMORY and v.dtype is torch.float32 and v.is_cpu and v.is_contiguous()) for v in operands
+    )

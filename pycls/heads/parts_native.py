@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pycls.heads.gram_native import FLAGS
+from pycls.heads.gram_native import FLAGS, plain
 from pycls.runtime.native import Unfit, library
 
 logger = logging.getLogger(__name__)
@@ -162,23 +162,16 @@ def parts_for(rows: Sequence[Tensor], numbers: Sequence[Tensor] = ()) -> Parts |
     if torch.compiler.is_compiling():
         return None
     shape = rows[0].shape
-    if len(shape) != 2 or not all(map(_plain, (*rows, *numbers))):
+    if len(shape) != 2 or not plain(*rows, *numbers):
         return None
     if any(values.shape != shape for values in rows) or any(values.shape != shape[:1] for values in numbers):
         return None
     return _parts()
 
 
-def _plain(values: Tensor) -> bool:
-    """Whether there is an array of float32 behind it; a subclass may have none."""
-    return (
-        type(values) in (Tensor, nn.Parameter) and values.dtype is torch.float32 and values.is_cpu and values.is_contiguous()
-    )
-
-
 def _fit(x: Tensor, centers: Tensor, labels: Tensor) -> bool:
     """Whether there are such centres and labels."""
-    if not _plain(centers) or centers.ndim != 2 or centers.shape[1] != x.shape[1]:
+    if not plain(centers) or centers.ndim != 2 or centers.shape[1] != x.shape[1]:
         return False
     return labels.dtype is torch.int64 and labels.is_cpu and labels.is_contiguous() and labels.shape == x.shape[:1]
 

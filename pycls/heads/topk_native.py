@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycls.heads.gram_native import FLAGS, threads_for
+from pycls.heads.gram_native import FLAGS, plain, threads_for
 from pycls.runtime.native import Unfit, library
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,7 @@ def topk_losses(
     """
     if torch.compiler.is_compiling() or k > MOST_PLACES or not labels.is_contiguous() or not len(labels):
         return None
-    for values in (logits, target):
-        if values.dtype is not torch.float32 or not values.is_cpu or not values.is_contiguous():
-            return None
-    if _function() is None:
+    if not plain(logits, target) or not labels.is_cpu or _function() is None:
         return None
     apart = 0.0 if tau is None or not threshold else k * tau * math.log(threshold)
     losses: Tensor = _TopK.apply(logits, target, labels, k, alpha, 1.0 if tau is None else tau, apart, tau is not None)

@@ -191,12 +191,14 @@ def test_heads_memory_of_a_process_each() -> None:
     assert "extra MB" in text and text.count("\narcface ") == 2
 
 
+@pytest.mark.slow
 @linux
 def test_heads_step_of_a_million_classes() -> None:
     text = run("heads.py", "--quick", "--size", "million")
     assert "\nlinear " in text and "\narcface " in text and "<= 12 GB" in text
 
 
+@pytest.mark.slow
 @linux
 def test_memory_of_classes_shared_out() -> None:
     """Some 230 MB of prototypes, gradients and momentum are shared out; what every process has besides stays."""
@@ -205,6 +207,7 @@ def test_memory_of_classes_shared_out() -> None:
     assert 90 <= one - two <= 140
 
 
+@pytest.mark.slow
 @linux
 def test_memory_of_a_checkpoint_in_parts() -> None:
     """41 MB of prototypes and momentum."""

@@ -191,7 +191,9 @@ def test_real_photographs(real_data: str, tmp_path: Path) -> None:
         (tmp_path / "val" / "photo" / file.name).symlink_to(file)
     data = ImageFolder(str(tmp_path), "val", im_size=224)
     assert_same(*(list(EvalLoader(data, 8, decode_on_device=on)) for on in (True, False)), data)
-    assert_same(*(list(TrainLoader(data, 8, decode_on_device=on).epoch(0)) for on in (True, False)), data)
+    # by Pillow: in training the compiled cutter decodes large photographs at half their size, which is further off
+    made = [list(TrainLoader(data, 8, native=False, decode_on_device=on).epoch(0)) for on in (True, False)]
+    assert_same(*made, data)
 
 
 @pytest.mark.parametrize("resize", [0, SIDE, 40])

@@ -33,9 +33,13 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 
 @needs_triton
-def test_by_the_interpreter(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "some", [["-k", "softmax-0 or arcface or trial or absent or rival"], pytest.param([], marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_by_the_interpreter(some: list[str], tmp_path: Path) -> None:
     file = str(Path(__file__).with_name("triton_cases.py"))
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", file]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", file, *some]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
