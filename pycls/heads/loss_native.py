@@ -52,7 +52,9 @@ class Tail:
 
 def tail_of(similarity: Similarity, margin: Margin | None, criterion: Criterion, grown: float) -> Tail | None:
     """The parts as the C has them, or None if it does not know one of them."""
-    if similarity.shard is not None or not isinstance(criterion, SoftmaxCriterion):
+    if similarity.shard is not None or type(similarity).scores is not Similarity.scores:
+        return None
+    if not isinstance(criterion, SoftmaxCriterion):
         return None
     if not criterion.plain or not speaks_for(criterion, "plain", "forward"):
         return None

@@ -143,9 +143,14 @@ def test_what_an_outsider_changes_is_believed() -> None:
         def forward(self, *arguments):
             return 2 * super().forward(*arguments)
 
+    class Shifted(cosine):
+        def scores(self, *arguments, **named):
+            return super().scores(*arguments, **named)
+
     known = (cosine(10, 33), cosface(0.1), plain())
     assert loss_native.tail_of(*known, 1.0) is not None
-    for parts in ((known[0], Twice(0.1), known[2]), (Halved(10, 33), *known[1:]), (*known[:2], Doubled())):
+    others = ((known[0], Twice(0.1), known[2]), (Halved(10, 33), *known[1:]), (Shifted(10, 33), *known[1:]))
+    for parts in (*others, (*known[:2], Doubled())):
         assert loss_native.tail_of(*parts, 1.0) is None
 
 
