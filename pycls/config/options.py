@@ -43,7 +43,7 @@ CORE: dict[str, Option] = {
     "MODEL.SCALING_FACTOR": Option(1.0, "--mode scale: how many times the multiply-adds", low=0),
     "MODEL.COMPILE": Option(False, "compile the backbone's forward and backward with torch.compile; reduce-overhead replays "
                             "CUDA graphs, which small nets gain by, max-autotune also tries out kernels",
-                            choices=(False, True, "reduce-overhead", "max-autotune")),
+                            types=(bool, str), choices=(False, True, "reduce-overhead", "max-autotune")),
     "MODEL.ACTIVATION_CHECKPOINTING": Option(False, "keep only the inputs of the backbone's blocks for the backward pass, "
                                              "which computes the rest again: less memory, a third more work"),
     "MODEL.CHANNELS_LAST": Option(True, "keep images and convolution weights in channels-last memory order"),
