@@ -8,6 +8,7 @@ which is the reference. Torch's operations each go over all [N, K] numbers and e
 import ctypes
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +205,19 @@ def _at(values: Tensor | None, start: int = 0) -> int | None:
     return None if values is None else values.data_ptr() + 4 * start
 
 
+def compiled(source: Path, headers: Sequence[Path]) -> ctypes.CDLL | None:
+    """The library made of one of the heads' C files; None where there cannot be one."""
+    try:
+        return library(source, FLAGS, link_flags=["-lm"], headers=headers)
+    except Unfit as error:
+        logger.debug("the heads' %s is not used: %s", source.name, error)
+        return None
+
+
 @functools.cache
 def _rows() -> Rows | None:
-    try:
-        return Rows(library(SOURCE, FLAGS, link_flags=["-lm"], headers=HEADERS))
-    except Unfit as error:
-        logger.debug("the heads' compiled part is not used: %s", error)
-        return None
+    found = compiled(SOURCE, HEADERS)
+    return None if found is None else Rows(found)
 
 
 def rows_for(form: Form, columns: list[Tensor], bias: Tensor | None, *others: Tensor | None) -> RowFunctions | None:

@@ -2,13 +2,12 @@
 
 For what most training on a processor is: parts that the C knows, float32, one label a sample, and prototypes that need not be
 cut into chunks. All else has the same arithmetic by ``Head``, from the pass over the prototypes (``gram.py``) and torch's own
-operations on what it gives. These are some sixty a step on [N] numbers, and between two matrix products, which leave nothing
-else in a core's caches, each takes longer than all of that arithmetic.
+operations on what it gives. These are dozens a step on [N] numbers, and between two matrix products, which leave nothing
+else in a core's caches, each takes far longer than the arithmetic in it.
 """
 
 import ctypes
 import functools
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +18,8 @@ from torch import Tensor
 from pycls.heads.codes import MarginCode, MarginKind, TargetCode, speaks_for
 from pycls.heads.form import Form, float_products
 from pycls.heads.gram_chunk import chunks
-from pycls.heads.gram_native import FLAGS, fits
+from pycls.heads.gram_native import compiled, fits
 from pycls.heads.parts import Criterion, Margin, Queries, Similarity, SoftmaxCriterion
-from pycls.runtime.native import Unfit, library
-
-logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("step.c")
 VECTORS = 13
@@ -202,12 +198,10 @@ class _Functions(NamedTuple):
 
 @functools.cache
 def _functions() -> _Functions | None:
-    try:
-        compiled = library(SOURCE, FLAGS, link_flags=["-lm"], headers=HEADERS)
-    except Unfit as error:
-        logger.debug("the heads' compiled step is not used: %s", error)
+    found = compiled(SOURCE, HEADERS)
+    if found is None:
         return None
-    functions = _Functions(*(getattr(compiled, f"pycls_step_{name}") for name in _Functions._fields))
+    functions = _Functions(*(getattr(found, f"pycls_step_{name}") for name in _Functions._fields))
     for function, result in zip(functions, (ctypes.c_int64, None, ctypes.c_int32, None), strict=True):
         function.argtypes, function.restype = [ctypes.c_void_p], result
     return functions

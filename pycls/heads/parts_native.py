@@ -6,7 +6,6 @@ are a dozen a step, each a pass over memory of its own.
 
 import ctypes
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycls.heads.gram_native import FLAGS, plain
-from pycls.runtime.native import Unfit, library
-
-logger = logging.getLogger(__name__)
+from pycls.heads.gram_native import compiled, plain
 
 SOURCE = Path(__file__).with_name("parts.c")
 HEADERS = (Path(__file__).with_name("exp.h"),)
@@ -182,8 +178,5 @@ def _at(values: Tensor | None) -> int | None:
 
 @functools.cache
 def _parts() -> Parts | None:
-    try:
-        return Parts(library(SOURCE, FLAGS, link_flags=["-lm"], headers=HEADERS))
-    except Unfit as error:
-        logger.debug("the heads' compiled parts are not used: %s", error)
-        return None
+    found = compiled(SOURCE, HEADERS)
+    return None if found is None else Parts(found)

@@ -60,14 +60,7 @@ int32_t pycls_rows_backward(const chunk *of, const float *logits, const float *t
             const float along = of->inverse ? along_cosines(of, z, g, columns) : sums(c, g, columns);
             if (along_row) along_row[i] += along;
         }
-        if (along_column) {
-#pragma omp for schedule(static)
-            for (int64_t j = 0; j < c; j++) {
-                float total = partial[j];
-                for (int64_t k = 1; k < used; k++) total += partial[k * c + j];
-                along_column[j] = total;
-            }
-        }
+        if (along_column) add_columns(partial, c, c, used, along_column);
     }
     free(partial);
     return 1;

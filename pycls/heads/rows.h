@@ -186,6 +186,17 @@ static float sums(int64_t c, const float *g, float *columns)
     return all;
 }
 
+/* The threads' sums [used, stride] of c columns as one, each column's in the order of the threads; by all of a team. */
+static void add_columns(const float *partial, int64_t c, int64_t stride, int used, float *to)
+{
+#pragma omp for schedule(static)
+    for (int64_t j = 0; j < c; j++) {
+        float total = partial[j];
+        for (int64_t k = 1; k < used; k++) total += partial[k * stride + j];
+        to[j] = total;
+    }
+}
+
 static inline float square_of(const float *v, int64_t d)
 {
     float sum = 0;

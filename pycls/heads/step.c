@@ -225,12 +225,7 @@ int32_t pycls_step_gradient(step *s)
         used = omp_get_num_threads();
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < s->n; i++) gradient_row(s, &of, i, columns, columns + m);
-#pragma omp for schedule(static)
-        for (int64_t j = 0; j < m; j++) {
-            float total = partial[j];
-            for (int64_t p = 1; p < used; p++) total += partial[p * of_thread + j];
-            to[j] = total;
-        }
+        add_columns(partial, m, of_thread, used, to);
     }
     free(partial);
     double along = 0, scaled = 0;

@@ -5,7 +5,6 @@ By torch's operations, which do the same elsewhere (``topk_svm.py``, ``power_sum
 
 import ctypes
 import functools
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycls.heads.gram_native import FLAGS, plain, threads_for
-from pycls.runtime.native import Unfit, library
-
-logger = logging.getLogger(__name__)
+from pycls.heads.gram_native import compiled, plain, threads_for
 
 SOURCE = Path(__file__).with_name("topk.c")
 HEADER = Path(__file__).with_name("exp.h")
@@ -85,10 +81,9 @@ class _Arguments(ctypes.Structure):
 
 @functools.cache
 def _function() -> Any | None:
-    try:
-        function = library(SOURCE, FLAGS, link_flags=["-lm"], headers=[HEADER]).pycls_topk
-    except Unfit as error:
-        logger.debug("the compiled top-k losses are not used: %s", error)
+    found = compiled(SOURCE, [HEADER])
+    if found is None:
         return None
+    function = found.pycls_topk
     function.argtypes, function.restype = [ctypes.c_void_p], None
     return function
