@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pycls.heads.form import TINY, Form
 from pycls.heads.gram_function import Gram
+from pycls.heads.prototypes import Prototypes, Recipe
 
 KEPT_ELEMENTS = 1 << 30
 """Logits kept for the backward pass at the most, without being told: 4 GB of float32. More are computed again, chunk by
@@ -77,11 +78,10 @@ class Scores(NamedTuple):
 
 def gram_scores(
     x: Tensor,
-    weight: Tensor,
+    prototypes: Prototypes | Recipe,
     form: Form,
     *,
     length: Tensor | float | None = None,
-    bias: Tensor | None = None,
     scale: Tensor | None = None,
     offset: Tensor | None = None,
     targets: Tensor | None = None,
@@ -92,14 +92,13 @@ def gram_scores(
     absent: bool = False,
     products: torch.dtype | None = None,
 ) -> Scores:
-    """Scores of features x [N, D] against prototypes ``weight`` [K * num_centers, D], differentiable once.
+    """Scores of features x [N, D] against the prototypes of K classes, differentiable once.
 
     Args:
         x: features.
-        weight: the prototypes, those of a class in adjacent rows.
+        prototypes: the prototypes, or how they are made.
         form: the similarity.
         length: the norm that the features are given first, a number or a 0-dim tensor; None to leave them as they are.
-        bias: [K], added to the measures of a class.
         scale: 0-dim, handed to the link.
         offset: [K], added to the logits inside ``others`` only (logit adjustment); no gradient.
         targets: int64 [N, L], each in 0..K-1; where there is none, any, with no gradient from what comes of it.
@@ -113,25 +112,38 @@ def gram_scores(
         products: bfloat16 or float16, to which x and the prototypes are rounded for the matrix products (``products.py``);
             sums, everything else and the gradients are float32. None: their own type.
     """
+    if norms or torch.compiler.is_compiling():  # a graph of its own has all prototypes at once
+        prototypes = prototypes.whole()
     if targets is None and torch.compiler.is_exporting():
-        return Scores(_graph_logits(x, weight, form, bias, scale, length), None, None, (), (), ())
-    classes = weight.size(0) // form.num_centers
+        return Scores(_graph_logits(x, prototypes.whole(), form, scale, length), None, None, (), (), ())
+    if isinstance(prototypes, Recipe):
+        classes, recipe, made_of = len(prototypes.of[0]), type(prototypes), prototypes.of
+        weight = bias = determinants = None
+    else:
+        (weight, bias, determinants), recipe, made_of = prototypes, None, ()
+        classes = weight.size(0) // form.num_centers
     most = KEPT_ELEMENTS_CUDA if x.is_cuda else KEPT_ELEMENTS
     keep = not (reduce and (chunk > 0 or x.size(0) * classes > most) and torch.is_grad_enabled())
-    weights = total if isinstance(total, Tensor) else weight.new_ones(classes) if total else None
-    logits, whole, rival, *of_sets = Gram.apply(
+    weights = total if isinstance(total, Tensor) else x.new_ones(classes) if total else None
+    logits, whole, rival, of_classes, *of_sets = Gram.apply(
         x, weight, bias, scale, length, offset, targets, weights, form, reduce, norms, chunk, keep, absent,
-        products,
+        products, recipe, *made_of,
     )  # fmt: skip
-    sets = 0 if targets is None else targets.size(1)
+    determinants = of_classes if determinants is None else determinants
+    columns = () if targets is None else targets.unbind(dim=1)
+    sets = len(columns)
     others, of_targets = (tuple(of_sets[:sets]), of_sets[sets:]) if reduce else ((), of_sets)
-    return Scores(logits, whole, rival, others, tuple(of_targets[:sets]), tuple(of_targets[sets:]))
+    return Scores(
+        logits, whole, rival, others, tuple(of_targets[:sets]), tuple(of_targets[sets:]),
+        () if determinants is None else tuple(determinants[column.clamp(min=0) if absent else column] for column in columns),
+    )  # fmt: skip
 
 
 def _graph_logits(
-    x: Tensor, weight: Tensor, form: Form, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None
+    x: Tensor, prototypes: Prototypes, form: Form, scale: Tensor | None, length: Tensor | float | None
 ) -> Tensor:
     """Logits [N, K] as a graph for any N, for ``torch.export``: neither the chunks nor the storage may depend on N there."""
+    weight, bias, _ = prototypes
     if length is not None:
         x = x * (length * _inverse(torch.linalg.vector_norm(x, dim=1, keepdim=True)))
     u = x @ weight.t()

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from pycls.heads.form import CHUNK_ELEMENTS, LOGITS_ELEMENTS, TINY, Form
 from pycls.heads.gpu_sizes import classes_a_chunk
 from pycls.heads.products import HALF, add_product, product, sum_type
+from pycls.heads.prototypes import Prototypes
 
 
 def chunks(num_classes: int, width: int, samples: int, chunk: int) -> list[tuple[int, int]]:
@@ -69,28 +69,13 @@ class Places:
         values.scatter_add_(1, self.column, added if self.there is None else torch.where(self.there, added, 0))
 
 
-class Sums(NamedTuple):
-    """Of the exponentials of the logits (plus offset) of the classes that are not the target, each [N].
-
-    Attributes:
-        top: the largest of these logits.
-        total: the sum of the exponentials of these logits less ``top``.
-        log_sum: ``top + log(total)``.
-    """
-
-    top: Tensor
-    total: Tensor
-    log_sum: Tensor
-
-
 @dataclass
 class Operands:
-    """What a pass multiplies, and what it adds.
+    """What a pass multiplies with the prototypes, and what it adds.
 
     Attributes:
         x: [N, D], the features as they are multiplied: of the given length, if they are given one and ``factor`` is None. In
             half precision if the products are, as are the prototypes; all else is float32 then.
-        weight: [K * centers, D], the prototypes as they are multiplied.
         row: [N, 1], added to a sample's measures: a distance's share that depends on x alone; or None.
         inverse: [K * centers], 1 / |w| of the prototypes where they count as unit vectors; or None.
         picks: uint8 [N, K], which of its centres is a class's measure; or None for one centre a class.
@@ -98,9 +83,7 @@ class Operands:
     """
 
     x: Tensor
-    weight: Tensor
     form: Form
-    bias: Tensor | None
     scale: Tensor | None
     row: Tensor | None
     inverse: Tensor | None
@@ -109,17 +92,16 @@ class Operands:
 
 
 class Chunk:
-    """The classes [low, high) and how their measures and logits come from the features."""
+    """The classes from ``low`` on, of which these are the prototypes as they are multiplied, and how their measures and logits
+    come from the features."""
 
-    def __init__(self, low: int, high: int, work: Operands) -> None:
+    def __init__(self, low: int, prototypes: Prototypes, work: Operands) -> None:
         self.low, self.work, self.form = low, work, work.form
+        self.block, self.bias = prototypes.rows, prototypes.bias
         centers = work.form.num_centers
-        self.rows = slice(low * centers, high * centers)
-        whole = low == 0 and high * centers == work.weight.size(0)
-        self.block = work.weight if whole else work.weight[self.rows]
-        self.bias = work.bias if whole or work.bias is None else work.bias[low:high]
-        self.inverse = None if work.inverse is None else work.inverse[self.rows]
-        self.picks = None if work.picks is None else work.picks[:, low:high]
+        first, end = low * centers, low * centers + self.block.size(0)
+        self.inverse = None if work.inverse is None else work.inverse[first:end]
+        self.picks = None if work.picks is None else work.picks[:, low : end // centers]
 
     def measures(self, out: Tensor, first: bool) -> Tensor:
         """u [N, c], in ``out``. The first time the prototypes' norms and the picked centres are stored, too."""
@@ -182,24 +164,23 @@ class Chunk:
             add_product(grads.x, grad, self.block, beta=float(self.low > 0), alpha=factor)
         if grads.weight is None:
             return
-        rows = grads.weight[self.rows]
         if stretch is None:
-            product(grad.t(), x, rows)
+            product(grad.t(), x, grads.weight)
             return
         if self.inverse is not None:
             stretch = stretch.mul(self.inverse).mul_(self.inverse)
-        torch.mul(self.block, stretch[:, None], out=rows)
-        add_product(rows, grad.t(), x, beta=-factor, alpha=factor)
+        torch.mul(self.block, stretch[:, None], out=grads.weight)
+        add_product(grads.weight, grad.t(), x, beta=-factor, alpha=factor)
 
 
 @dataclass
 class Gradients:
-    """What the backward pass fills, or None for what is not wanted.
+    """What the backward pass of a chunk of c classes fills or, of what all chunks have, adds to. None for what is not wanted.
 
     Attributes:
-        x: [N, D].
-        weight: [K * centers, D].
-        bias: [K].
+        x: [N, D]; the first chunk sets it.
+        weight: [c * centers, D].
+        bias: [c].
         scale: 0-dim, by the link's scale, times it.
         along_x: [N, 1], the sums over the classes of what depends on |x|.
     """

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pycls.heads.form import TINY, Form
-from pycls.heads.gram_chunk import Chunk, Gradients, Sums
+from pycls.heads.gram_chunk import Chunk, Gradients
 from pycls.heads.gram_rows import RowFunctions
+from pycls.heads.gram_sums import Sums
 from pycls.heads.gram_triton import triton_rows
 from pycls.runtime.native import Unfit, library
 
@@ -145,7 +146,7 @@ class Rows:
             by_total: [N], gradient by the sum of the logits weighted by
             total: [K]; or None.
             by_measure: [N, 1], gradient by the targets' measures, or None.
-            grads: what is wanted; x's is set by the first chunk and then added to.
+            grads: what is wanted.
             again: whether the logits are to be made first, in ``z``.
         """
         form, block = part.form, part.block
@@ -154,7 +155,7 @@ class Rows:
         grad = z.new_empty(z.shape)
         columns = by_scale = None
         if grads.bias is not None:
-            columns = grads.bias[part.low : part.low + z.size(1)] if block is not part.work.weight else grads.bias
+            columns = grads.bias
         elif form.kind != "product":
             columns = z.new_empty(z.shape[1])
         if grads.scale is not None:
@@ -172,10 +173,9 @@ class Rows:
         if grads.x is not None:
             grads.x.addmm_(grad, block, beta=float(part.low > 0), alpha=factor)
         if grads.weight is not None:
-            rows = grads.weight if block is part.work.weight else grads.weight[part.rows]
-            torch.mm(grad.t(), part.work.x, out=rows)
+            torch.mm(grad.t(), part.work.x, out=grads.weight)
             if columns is not None and form.kind != "product":
-                self.combine_(rows, factor, None, block, -factor, columns, part.inverse, 2)
+                self.combine_(grads.weight, factor, None, block, -factor, columns, part.inverse, 2)
 
     def combine_(
         self, out: Tensor, alpha: float, p: Tensor | None, rows: Tensor, beta: float, q: Tensor, r: Tensor | None, power: int

@@ -4,7 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pycls.heads.gram_chunk import Chunk, Gradients, Sums
+from pycls.heads.gram_chunk import Chunk, Gradients
+from pycls.heads.gram_sums import Sums
 
 
 class RowFunctions(Protocol):

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from pycls.heads.form import TINY, Form, Link
-from pycls.heads.gram_chunk import Chunk, Gradients, Operands, Sums
+from pycls.heads.gram_chunk import Chunk, Gradients, Operands
+from pycls.heads.gram_sums import Sums
 from pycls.heads.products import HALF, add_product, product, sum_type
+from pycls.heads.prototypes import Prototypes
 
 logger = logging.getLogger(__name__)
 
@@ -125,15 +127,14 @@ class TritonRows:
         if grads.scale is not None and by_scale is not None:
             grads.scale += by_scale.sum()
         if grads.bias is not None and columns is not None:
-            grads.bias[part.low : part.low + classes] = columns
+            grads.bias.copy_(columns)
         factor = 2 * form.rate if form.kind == "distance" else 1.0
         if grads.x is not None:
             add_product(grads.x, grad, block, beta=float(part.low > 0), alpha=factor)
         if grads.weight is not None:
-            rows = grads.weight[part.rows]
-            product(grad.t(), work.x, rows)
+            product(grad.t(), work.x, grads.weight)
             if columns is not None and form.kind != "product":
-                self.combine_(rows, factor, None, block, -factor, columns, part.inverse, 2)
+                self.combine_(grads.weight, factor, None, block, -factor, columns, part.inverse, 2)
 
     def combine_(
         self, out: Tensor, alpha: float, p: Tensor | None, rows: Tensor, beta: float, q: Tensor, r: Tensor | None, power: int
@@ -244,11 +245,12 @@ def try_out(rows: TritonRows, device: torch.device, dtype: torch.dtype, kind: An
     rows.unstretch_(x.float(), x, factor, by, 1.0)
     form = Form(kind, 0.5, link=_Numbered(code))
     work = Operands(
-        x, weight, form, None if kind == "cosine" else per_class, per_class[0] if code == 2 else None,
+        x, form, per_class[0] if code == 2 else None,
         rows.squares(x, 0.0, 1.0) if kind == "distance" else None, per_class.clone() if kind == "cosine" else None, None,
         factor if kind == "cosine" and dtype in HALF else None,
     )  # fmt: skip
-    part, z = Chunk(0, classes, work), torch.empty(samples, classes, device=device)
+    prototypes = Prototypes(weight, None if kind == "cosine" else per_class)
+    part, z = Chunk(0, prototypes, work), torch.empty(samples, classes, device=device)
     sums = Sums(*torch.ones(3, samples, device=device).unbind())
     grads = Gradients(
         torch.empty(samples, width, device=device), torch.empty(classes, width, device=device), torch.empty_like(per_class),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pycls.heads.codes import speaks_for
 from pycls.heads.form import float_products
 from pycls.heads.gram import Ranking, Scores
 from pycls.heads.labels import Labels, Mean, column, targets_of
@@ -144,23 +145,27 @@ class Head(nn.Module):
         similarity, auxiliaries = self.similarity, self._auxiliaries()
         if auxiliaries and not similarity.form.link.identity:
             return None
-        tail = tail_of(similarity, self.margin if self.training else None, self.criterion, self._grown())
+        linear = {auxiliary: _of_mean_logit(auxiliary) for auxiliary in auxiliaries}
+        margin, of_logits = self.margin if self.training else None, sum(filter(None, linear.values()))
+        tail = tail_of(similarity, margin, self.criterion, self._grown(), of_logits)
         found = tail and native_losses(tail, similarity, queries, labels, self._offset(x.dtype))
         if not found:
             return None
-        loss, logits, measure, every = found
-        terms = {_name(self.criterion): loss.detach()}
-        if auxiliaries:
+        loss, logits, measure, every, mean_logit = found
+        terms = {_name(self.criterion): loss.detach() - of_logits * mean_logit if of_logits else loss.detach()}
+        terms.update((a.term, x.new_full((), factor * mean_logit)) for a, factor in linear.items() if factor is not None)
+        others = [auxiliary for auxiliary, factor in linear.items() if factor is None]
+        if others:
             if every:
                 present, clamped, weights = None, labels, x.new_full((len(x),), 1 / len(x))
             else:
                 present, clamped = (labels >= 0).to(x.dtype), labels.clamp(min=0)
                 weights = present / present.sum().clamp_(min=1)
-            for auxiliary in auxiliaries:
+            for auxiliary in others:
                 value = auxiliary(x, clamped, measure, weights)
                 terms[auxiliary.term], loss = value.detach(), loss + value
             if self.training:
-                _update(auxiliaries, x.detach(), clamped, present)
+                _update(others, x.detach(), clamped, present)
         self._advance()
         return HeadOutput(self._shown(logits), loss, terms)
 
@@ -261,6 +266,12 @@ class Head(nn.Module):
 
     def _auxiliaries(self) -> list[Auxiliary]:
         return list(self.auxiliaries)  # type: ignore[arg-type]
+
+
+def _of_mean_logit(auxiliary: Auxiliary) -> float | None:
+    """What it says of itself, if it is to be believed and there is nothing else to it."""
+    known = speaks_for(auxiliary, "of_mean_logit", "forward") and type(auxiliary).update is Auxiliary.update
+    return auxiliary.of_mean_logit() if known else None
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Large-margin Gaussian mixture, L-GM (Wan, Zhong, Li, Chen, CVPR 2018)."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,53 +10,49 @@ from pycls.heads.codes import MarginCode, MarginKind, TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Auxiliary, Margin, Prototypes, Queries, Similarity, Target
+from pycls.heads.parts import Auxiliary, Margin, Queries, Similarity, Target
 from pycls.heads.parts_native import Parts, parts_for
+from pycls.heads.prototypes import Prototypes, Recipe
 from pycls.registry import AUXILIARIES, HEADS, MARGINS, SIMILARITIES
 
 Covariance = Literal["identity", "diagonal"]
 
 
-class _GaussianRows(torch.autograd.Function):
+class GaussianRows(Recipe):
     """Means mu and log variances v [K, D] -> rows [-e^-v / 2, e^-v mu] [K, 2 D], and summed [K] -(e^-v mu^2 + v) / 2 and v,
     which is log|Lambda|."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        parts = ctx.parts = parts_for([mean, log_variance])
+    def make(of: Sequence[Tensor], out: Tensor | None) -> Prototypes:
+        """As above."""
+        mean, log_variance = of
+        parts = parts_for(of)
         if parts is not None:
-            found = parts.gaussian(mean, log_variance)
-            ctx.save_for_backward(mean, found[0])
-            return found
-        width = mean.shape[1]
-        rows = mean.new_empty(len(mean), 2 * width)
-        half, pulled = rows[:, :width], rows[:, width:]
-        torch.neg(log_variance, out=half).exp_()
-        torch.mul(half, mean, out=pulled)
+            return Prototypes(*parts.gaussian(mean, log_variance, out))
+        determinants = log_variance.sum(dim=1)
+        rows = torch.cat((log_variance, mean), dim=1, out=out)
+        half, pulled = rows.chunk(2, dim=1)
+        pulled.mul_(half.neg_().exp_())
         half.mul_(-0.5)
-        determinant = log_variance.sum(dim=1)
-        constant = torch.linalg.vecdot(pulled, mean).add_(determinant).mul_(-0.5)
-        ctx.save_for_backward(mean, rows)
-        return rows, constant, determinant
+        return Prototypes(rows, torch.linalg.vecdot(pulled, mean).add_(determinants).mul_(-0.5), determinants)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: Tensor, by_constant: Tensor, by_determinant: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        mean, rows = ctx.saved_tensors
-        if ctx.parts is not None:
-            by_both: tuple[Tensor, Tensor] = ctx.parts.gaussian_back(mean, rows, grad, by_constant, by_determinant)
-            return by_both
-        width = mean.shape[1]
-        half = rows[:, :width]
-        # by e^-v: -grad_half / 2 + mean grad_pulled - by_constant mean^2 / 2; that by v is -e^-v times it
-        # - by_constant / 2 + by_determinant
-        by_pulled = torch.addcmul(grad[:, width:], mean, by_constant[:, None], value=-0.5)
-        by_variance = torch.addcmul(torch.mul(mean, by_pulled), grad[:, :width], grad.new_full((), -0.5))
-        by_variance.mul_(half).mul_(2).add_((by_determinant - 0.5 * by_constant)[:, None])
-        by_mean = torch.addcmul(grad[:, width:], mean, by_constant[:, None], value=-1).mul_(half).mul_(-2)
-        return by_mean, by_variance
+    def pull(of: Sequence[Tensor], rows: Tensor, by: Sequence[Tensor | None], into: Sequence[Tensor | None]) -> None:
+        """By e^-v: -by_half / 2 + mu by_pulled - by_constant mu^2 / 2; by v that times -e^-v, - by_constant / 2 +
+        by_determinants."""
+        mean, (by_rows, by_constant, by_determinants), (by_mean, by_variance) = of[0], by, into
+        assert by_rows is not None and by_constant is not None
+        parts = parts_for(of)
+        if parts is not None:
+            parts.gaussian_back(mean, rows, by_rows, by_constant, by_determinants, into)
+            return
+        half, (by_half, by_pulled), constant = rows.chunk(2, dim=1)[0], by_rows.chunk(2, dim=1), by_constant[:, None]
+        if by_variance is not None:
+            by_precision = torch.addcmul(by_pulled, mean, constant, value=-0.5).mul_(mean).sub_(by_half, alpha=0.5)
+            rest = -0.5 * by_constant if by_determinants is None else by_determinants - 0.5 * by_constant
+            by_variance.copy_(by_precision.mul_(half).mul_(2).add_(rest[:, None]))
+        if by_mean is not None:
+            by_mean.copy_(torch.addcmul(by_pulled, mean, constant, value=-1).mul_(half).mul_(-2))
 
 
 class _Squares(torch.autograd.Function):
@@ -101,11 +98,9 @@ class Gaussian(Similarity):
         self.half_products = not self.diagonal  # x^2 / v, 2 x mu / v and mu^2 / v would be rounded, and then nearly cancel
         self.form = Form() if self.diagonal else Form("distance", 0.5)
 
-    def prototypes(self) -> Prototypes:
+    def prototypes(self) -> Prototypes | Recipe:
         """The means; with a diagonal covariance the rows [K, 2 D], what is constant in x, and log|Lambda|."""
-        if not self.diagonal:
-            return Prototypes(self.weight)
-        return Prototypes(*_GaussianRows.apply(self.weight, self.log_variance))
+        return GaussianRows(self.weight, self.log_variance) if self.diagonal else Prototypes(self.weight)
 
     def queries(self, features: Tensor) -> Queries:
         """x, or [x^2, x]."""
@@ -185,6 +180,10 @@ class Likelihood(Auxiliary):
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """-logit, which is d_y + log|Lambda_y| / 2."""
         return torch.dot(logit, -self.weight * weights)
+
+    def of_mean_logit(self) -> float:
+        """-weight."""
+        return -self.weight
 
     def extra_repr(self) -> str:
         """weight."""

@@ -20,6 +20,7 @@ from pycls.heads.form import Form, float_products
 from pycls.heads.gram_chunk import chunks
 from pycls.heads.gram_native import compiled, fits
 from pycls.heads.parts import Criterion, Margin, Queries, Similarity, SoftmaxCriterion
+from pycls.heads.prototypes import Recipe
 
 SOURCE = Path(__file__).with_name("step.c")
 VECTORS = 13
@@ -38,15 +39,37 @@ class Tail:
         margin: the margin.
         grown: how much of it there is, in [0, 1].
         weights: [K], of the classes in the mean, or None.
+        mean_logit: times the mean of the targets' logits, without margin, is part of the loss.
     """
 
     target: TargetCode
     margin: MarginCode
     grown: float
     weights: Tensor | None
+    mean_logit: float
 
 
-def tail_of(similarity: Similarity, margin: Margin | None, criterion: Criterion, grown: float) -> Tail | None:
+class Losses(NamedTuple):
+    """What the step gives.
+
+    Attributes:
+        loss: scalar.
+        logits: [N, K].
+        measure: [N], of the targets.
+        every: whether every sample has a target.
+        mean_logit: the mean of the targets' logits, without margin.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    measure: Tensor
+    every: bool
+    mean_logit: float
+
+
+def tail_of(
+    similarity: Similarity, margin: Margin | None, criterion: Criterion, grown: float, mean_logit: float = 0.0
+) -> Tail | None:
     """The parts as the C has them, or None if it does not know one of them."""
     if similarity.shard is not None or type(similarity).scores is not Similarity.scores:
         return None
@@ -63,14 +86,13 @@ def tail_of(similarity: Similarity, margin: Margin | None, criterion: Criterion,
             return None
         target, code = found, asked
     weights = criterion.class_weights()
-    return Tail(target, code, grown, None if weights is None else weights.float())
+    return Tail(target, code, grown, None if weights is None else weights.float(), mean_logit)
 
 
 def native_losses(
     tail: Tail, similarity: Similarity, queries: Queries, labels: Tensor, offset: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, bool] | None:
-    """The step: loss, logits [N, K], the targets' measures [N], and whether every sample has a target; None where it cannot be
-    done here.
+) -> Losses | None:
+    """The step; None where it cannot be done here.
 
     Args:
         tail: the margin and the criterion.
@@ -82,7 +104,11 @@ def native_losses(
     Raises:
         ValueError: if a label is no class.
     """
-    (weight, bias, determinants), form, x = similarity.prototypes(), similarity.form, queries.x
+    prototypes, form, x = similarity.prototypes(), similarity.form, queries.x
+    classes = len(prototypes.of[0]) if isinstance(prototypes, Recipe) else len(prototypes.rows) // form.num_centers
+    if similarity.chunk > 0 or len(chunks(classes, x.shape[1] * form.num_centers, len(x), 0)) > 1:
+        return None
+    weight, bias, determinants = prototypes.whole()
     if not fits(form, labels, bias, x, weight, determinants, offset, tail.weights) or labels.dtype is not torch.int64:
         return None
     if not labels.is_cpu or not len(x) or labels.shape != x.shape[:1]:
@@ -90,15 +116,13 @@ def native_losses(
     centers = form.num_centers
     if centers > 1 and (form.kind != "cosine" or not form.link.identity or centers > MOST_CENTERS):
         return None
-    limits = chunks(len(weight) // centers, weight.shape[1] * centers, len(x), similarity.chunk)
-    if similarity.chunk > 0 or len(limits) > 1 or _functions() is None:
+    if _functions() is None:
         return None
     if tail.margin.kind == MarginKind.NONE:
         determinants = None
-    found: tuple[Tensor, Tensor, Tensor, bool] = HeadLoss.apply(
+    return Losses(*HeadLoss.apply(
         x, weight, bias, similarity.link_scale(), queries.length, determinants, offset, labels, form, tail
-    )
-    return found
+    ))  # fmt: skip
 
 
 class HeadLoss(torch.autograd.Function):
@@ -108,7 +132,7 @@ class HeadLoss(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None,
         determinants: Tensor | None, offset: Tensor | None, labels: Tensor, form: Form, tail: Tail,
-    ) -> tuple[Tensor, Tensor, Tensor, bool]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor, bool, float]:  # fmt: skip
         (samples, width), rows, centers, functions = x.shape, len(weight), form.num_centers, _functions()
         classes = rows // centers
         assert functions is not None
@@ -123,7 +147,7 @@ class HeadLoss(torch.autograd.Function):
             _at(tail.weights), _at(determinants), _at(margin.margins), _at(stretched), vectors.data_ptr(),
             products.data_ptr(), z.data_ptr(), _at(picks), *(None,) * 7, margin.a, margin.b, margin.c, tail.grown,
             1.0 if length is None else float(length), target.constant, target.rate, 1.0 if scale is None else float(scale),
-            kappa, form.constant, form.rate, *(0.0,) * 6, KINDS[form.kind], link, target.kind, margin.kind,
+            kappa, tail.mean_logit, form.constant, form.rate, *(0.0,) * 7, KINDS[form.kind], link, target.kind, margin.kind,
             torch.get_num_threads(), length is not None, False,
         )  # fmt: skip
         about = ctypes.byref(step)
@@ -136,12 +160,13 @@ class HeadLoss(torch.autograd.Function):
         ctx.step, ctx.stretched, ctx.vectors, ctx.picks = step, stretched, vectors, picks
         ctx.needs_finish = form.kind != "product" or margin.kind != MarginKind.NONE
         ctx.save_for_backward(x, weight, labels, offset, z)
-        return x.new_full((), step.loss), z, vectors[samples : 2 * samples], not step.absent
+        loss = x.new_full((), step.loss + tail.mean_logit * step.mean_logit)
+        return loss, z, vectors[samples : 2 * samples], not step.absent, step.mean_logit
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # type: ignore[override]
-        ctx: Any, grad_loss: Tensor | None, grad_z: Tensor | None, grad_measure: Tensor | None, _: None
+        ctx: Any, grad_loss: Tensor | None, grad_z: Tensor | None, grad_measure: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         x, weight, labels, offset, z = ctx.saved_tensors
         functions, step, (need_x, need_weight, *need) = _functions(), ctx.step, ctx.needs_input_grad
@@ -177,8 +202,8 @@ class _Step(ctypes.Structure):
             "x", "w", "bias", "target", "offset", "weights", "determinant", "margins", "stretched", "vectors", "products",
             "z", "picks", "by_z", "more_by_measure", "grad", "by_x", "by_w", "by_bias", "by_determinant")),
         *((name, ctypes.c_double) for name in (
-            "a", "b", "c", "grown", "length", "constant", "rate", "scale", "kappa", "form_constant", "form_rate", "upstream",
-            "loss", "by_length", "by_scale", "all_by_length", "all_by_scale")),
+            "a", "b", "c", "grown", "length", "constant", "rate", "scale", "kappa", "mean_logit_weight", "form_constant",
+            "form_rate", "upstream", "loss", "by_length", "by_scale", "mean_logit", "all_by_length", "all_by_scale")),
         *((name, ctypes.c_int32) for name in ("kind", "link", "domain", "margin", "threads", "lengthened", "absent")),
     )  # fmt: skip
 

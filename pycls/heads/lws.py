@@ -1,6 +1,6 @@
 """Learnable weight scaling: a linear classifier whose classes have a learned scale each."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,24 +8,38 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.form import Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Prototypes, Queries, Similarity
-from pycls.heads.parts_native import Parts, parts_for
+from pycls.heads.parts import Queries, Similarity
+from pycls.heads.parts_native import parts_for
+from pycls.heads.prototypes import Prototypes, Recipe
 from pycls.registry import HEADS, SIMILARITIES
 
 
-class _Scaled(torch.autograd.Function):
-    """f_j w_j [K, D] and f_j b_j [K] by compiled C."""
+class ScaledRows(Recipe):
+    """f_j w_j [K, D] and f_j b_j [K] of weights w, biases b and factors f."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, factor: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        ctx.save_for_backward(weight, bias, factor)
-        ctx.parts = parts
-        return parts.scale(weight, factor), factor * bias
+    def make(of: Sequence[Tensor], out: Tensor | None) -> Prototypes:
+        """The products."""
+        weight, bias, factor = of
+        parts = parts_for([weight], [bias, factor])
+        rows = parts.scale(weight, factor, out=out) if parts else torch.mul(weight, factor[:, None], out=out)
+        return Prototypes(rows, factor * bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, by_rows: Tensor, by_numbers: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *ctx.parts.scale_back(*ctx.saved_tensors, by_rows, by_numbers, ctx.needs_input_grad[:3]), None
+    def pull(of: Sequence[Tensor], rows: Tensor, by: Sequence[Tensor | None], into: Sequence[Tensor | None]) -> None:
+        """The products' rule."""
+        (weight, bias, factor), (by_rows, by_numbers, _), (by_weight, by_bias, by_factor) = of, by, into
+        assert by_rows is not None and by_numbers is not None
+        parts = parts_for([weight], [bias, factor])
+        if parts is not None:
+            parts.scale_back(of, by_rows, by_numbers, into)
+            return
+        if by_factor is not None:
+            by_factor.copy_((by_rows * weight).sum(dim=1).add_(by_numbers * bias))
+        if by_weight is not None:
+            by_weight.copy_(by_rows * factor[:, None])
+        if by_bias is not None:
+            by_bias.copy_(by_numbers * factor)
 
 
 @SIMILARITIES.register("scaled_linear")
@@ -50,14 +64,10 @@ class ScaledLinear(Similarity):
         """The features as they are."""
         return Queries(features)
 
-    def prototypes(self) -> Prototypes:
+    def prototypes(self) -> Recipe:
         """f_j w_j and f_j b_j."""
-        weight, bias, factor = self.weight, self.bias, self.factor
-        assert bias is not None
-        parts = parts_for([weight], [bias, factor])
-        if parts is not None:
-            return Prototypes(*_Scaled.apply(weight, bias, factor, parts))
-        return Prototypes(factor[:, None] * weight, factor * bias)
+        assert self.bias is not None
+        return ScaledRows(self.weight, self.bias, self.factor)
 
 
 @HEADS.register("lws")

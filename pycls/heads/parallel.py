@@ -85,13 +85,13 @@ class ClassShard:
         sizes = self._sizes(queries.x, even=similarity.training)
         own = slice(sum(sizes[: self.rank]), sum(sizes[: self.rank + 1]))
         x = _Gathered.apply(queries.x, sizes, self.rank)
-        weight, bias, of_classes = similarity.prototypes()
+        prototypes = similarity.prototypes()
         shared: dict[str, Any] = {"length": _summed(queries.length, self.world_size),
                                   "scale": _summed(similarity.link_scale(), self.world_size),
                                   "products": queries.products}  # fmt: skip
         if targets is None:
             with torch.no_grad():
-                logits = gram_scores(x, weight, similarity.form, bias=bias, chunk=similarity.chunk, **shared).logits
+                logits = gram_scores(x, prototypes, similarity.form, chunk=similarity.chunk, **shared).logits
                 assert logits is not None
                 return Scores(self.whole(logits.t())[:, own].t().contiguous(), None, None, (), (), ())
         targets = _gathered(targets, sizes)
@@ -99,20 +99,16 @@ class ClassShard:
         labels = torch.where(here, targets - self.low, -1)
         offset = None if offset is None else offset[self.low : self.high]
         total = total[self.low : self.high] if isinstance(total, Tensor) else total
-        determinants = [of_classes[column.clamp(min=0)] for column in labels.unbind(dim=1)] if of_classes is not None else []
         if similarity.training and self.sample_rate < 1:
             chosen = self._chosen(labels[here])
             labels = torch.where(here, torch.searchsorted(chosen, labels.clamp(min=0)), -1)
-            centers = similarity.form.num_centers
-            rows = (chosen[:, None] * centers + torch.arange(centers, device=chosen.device)).flatten()
-            weight = weight.index_select(0, rows)
-            bias = None if bias is None else bias.index_select(0, chosen)
+            prototypes = prototypes.select(chosen, similarity.form.num_centers)
             offset = None if offset is None else offset.index_select(0, chosen)
         scores = gram_scores(
-            x, weight, similarity.form, bias=bias, offset=offset, targets=labels, reduce=True, total=total,
+            x, prototypes, similarity.form, offset=offset, targets=labels, reduce=True, total=total,
             norms=similarity.needs_norms, chunk=similarity.chunk, absent=True, **shared,
         )  # fmt: skip
-        by_owner = [*scores.measure, *scores.squared_norm, *determinants]
+        by_owner = [*scores.measure, *scores.squared_norm, *scores.log_determinant]
         sets = targets.shape[1]
         masks = list(here.unbind(dim=1))
         known = [torch.where(masks[k % sets], value, 0) for k, value in enumerate(by_owner)]

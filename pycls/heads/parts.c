@@ -204,13 +204,16 @@ void pycls_parts_gaussian_back(int64_t k, int64_t d, const float *mean, const fl
 #pragma omp parallel for schedule(static) num_threads(threads_for(threads, k * d))
     for (int64_t i = 0; i < k; i++) {
         const float *m = mean + i * d, *half = rows + 2 * i * d, *by_half = by_rows + 2 * i * d, *by_pulled = by_half + d;
-        const float c = by_constant[i], rest = by_determinant[i] - 0.5f * c;
-        float *to_mean = by_mean + i * d, *to_variance = by_variance + i * d;
+        const float c = by_constant[i], rest = (by_determinant ? by_determinant[i] : 0) - 0.5f * c;
+        float *to_mean = by_mean ? by_mean + i * d : NULL, *to_variance = by_variance ? by_variance + i * d : NULL;
+        if (to_mean) {
 #pragma omp simd
-        for (int64_t j = 0; j < d; j++) {
-            const float precision = -2 * half[j];
-            to_mean[j] = precision * (by_pulled[j] - c * m[j]);
-            to_variance[j] = precision * (0.5f * by_half[j] - m[j] * (by_pulled[j] - 0.5f * c * m[j])) + rest;
+            for (int64_t j = 0; j < d; j++) to_mean[j] = -2 * half[j] * (by_pulled[j] - c * m[j]);
+        }
+        if (to_variance) {
+#pragma omp simd
+            for (int64_t j = 0; j < d; j++)
+                to_variance[j] = -2 * half[j] * (0.5f * by_half[j] - m[j] * (by_pulled[j] - 0.5f * c * m[j])) + rest;
         }
     }
 }

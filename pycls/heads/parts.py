@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pycls.heads.codes import MarginCode, TargetCode
 from pycls.heads.form import TINY, Form
 from pycls.heads.gram import Scores, gram_scores
+from pycls.heads.prototypes import Prototypes, Recipe
 
 if TYPE_CHECKING:
     from pycls.heads.parallel import ClassShard
@@ -33,20 +34,6 @@ class Queries(NamedTuple):
     x: Tensor
     length: Tensor | float | None = None
     products: torch.dtype | None = None
-
-
-class Prototypes(NamedTuple):
-    """The prototypes as the features are multiplied with them.
-
-    Attributes:
-        rows: [K * num_centers, D'].
-        bias: [K], added to the measures of a class, or None.
-        log_determinants: [K], of the classes' covariances, where they have such as a margin must know; or None.
-    """
-
-    rows: Tensor
-    bias: Tensor | None = None
-    log_determinants: Tensor | None = None
 
 
 class Similarity(nn.Module):
@@ -90,8 +77,8 @@ class Similarity(nn.Module):
     def queries(self, features: Tensor) -> Queries:
         """What depends on the features alone."""
 
-    def prototypes(self) -> Prototypes:
-        """What depends on the prototypes alone."""
+    def prototypes(self) -> Prototypes | Recipe:
+        """What depends on the prototypes alone; a recipe where they are not what is learned, but made of it."""
         return Prototypes(self.weight, self.bias)
 
     def link_scale(self) -> Tensor | None:
@@ -126,15 +113,11 @@ class Similarity(nn.Module):
         """One pass over the prototypes; see :func:`pycls.heads.gram.gram_scores`."""
         if self.shard is not None:
             return self.shard.scores(self, queries, targets, total=total, offset=offset)
-        weight, bias, determinants = self.prototypes()
-        scores = gram_scores(
-            queries.x, weight, self.form, length=queries.length, bias=bias, scale=self.link_scale(), offset=offset,
+        return gram_scores(
+            queries.x, self.prototypes(), self.form, length=queries.length, scale=self.link_scale(), offset=offset,
             targets=targets, reduce=reduce, total=total, norms=self.needs_norms and targets is not None,
             chunk=self.chunk, products=queries.products,
         )
-        if targets is None or determinants is None:
-            return scores
-        return scores._replace(log_determinant=tuple(determinants[labels] for labels in targets.unbind(dim=1)))
 
 
 class Target(NamedTuple):
@@ -254,6 +237,11 @@ class Auxiliary(nn.Module):
             logit: the target's, without margin [N].
             weights: [N], the share of each sample in the mean (0 where there is no target).
         """
+
+    def of_mean_logit(self) -> float | None:
+        """For the compiled loss, to be said by the class that has ``forward``: the number of which the loss is the product
+        with the mean of the targets' logits; None for another loss."""
+        return None
 
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Called once a training step, after the loss: moves buffers such as centres. ``weights`` are 0, lam or 1."""

@@ -101,38 +101,35 @@ class Parts:
         return value, self._ring(len(norms), norms.data_ptr(), weights.data_ptr(), mean, radius, weight, VARIANTS[variant],
                                  value.data_ptr())  # fmt: skip
 
-    def scale(self, rows: Tensor, factors: Tensor, by: float = 1.0) -> Tensor:
-        """``by factors_i rows_i``, [N, D]."""
-        out = torch.empty_like(rows)
+    def scale(self, rows: Tensor, factors: Tensor, by: float = 1.0, out: Tensor | None = None) -> Tensor:
+        """``by factors_i rows_i``, [N, D], in ``out`` if it is given."""
+        out = torch.empty_like(rows) if out is None else out
         self._scale(*rows.shape, rows.data_ptr(), factors.data_ptr(), by, out.data_ptr(), torch.get_num_threads())
         return out
 
-    def scale_back(
-        self, rows: Tensor, numbers: Tensor, factors: Tensor, by_rows: Tensor, by_numbers: Tensor, needed: Sequence[bool]
-    ) -> tuple[Tensor | None, ...]:
-        """From the gradients by ``factors_i rows_i`` and ``factors_i numbers_i`` to those by rows, numbers and factors that
-        are ``needed``."""
-        wanted = [torch.empty_like(of) if need else None for of, need in zip((rows, numbers, factors), needed, strict=True)]
-        given = (rows, numbers, factors, by_rows.contiguous(), by_numbers.contiguous())
-        self._scale_back(*rows.shape, *map(_at, (*given, *wanted)), torch.get_num_threads())
-        return tuple(wanted)
+    def scale_back(self, of: Sequence[Tensor], by_rows: Tensor, by_numbers: Tensor, into: Sequence[Tensor | None]) -> None:
+        """From the gradients by ``factors_i rows_i`` and ``factors_i numbers_i`` to those by rows, numbers and factors, which
+        are ``of``, where they are wanted."""
+        given = (*of, by_rows.contiguous(), by_numbers.contiguous(), *into)
+        self._scale_back(*by_rows.shape, *map(_at, given), torch.get_num_threads())
 
-    def gaussian(self, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of means mu and log variances v [K, D] rows [-e^-v / 2, e^-v mu] [K, 2 D], and summed [K] -(e^-v mu^2 + v) / 2
-        and v."""
+    def gaussian(self, mean: Tensor, log_variance: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of means mu and log variances v [K, D] rows [-e^-v / 2, e^-v mu] [K, 2 D], in ``out`` if it is given, and summed
+        [K] -(e^-v mu^2 + v) / 2 and v."""
         classes, width = mean.shape
-        found = mean.new_empty(classes, 2 * width), mean.new_empty(classes), mean.new_empty(classes)
+        rows = mean.new_empty(classes, 2 * width) if out is None else out
+        found = rows, mean.new_empty(classes), mean.new_empty(classes)
         self._gaussian(classes, width, *map(_at, (mean, log_variance, *found)), torch.get_num_threads())
         return found
 
     def gaussian_back(
-        self, mean: Tensor, rows: Tensor, by_rows: Tensor, by_constant: Tensor, by_determinant: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """From the gradients by these three to those by mu and v."""
-        by_mean, by_variance = torch.empty_like(mean), torch.empty_like(mean)
-        given = (mean, rows, by_rows.contiguous(), by_constant.contiguous(), by_determinant.contiguous())
-        self._gaussian_back(*mean.shape, *map(_at, (*given, by_mean, by_variance)), torch.get_num_threads())
-        return by_mean, by_variance
+        self, mean: Tensor, rows: Tensor, by_rows: Tensor, by_constant: Tensor, by_determinants: Tensor | None,
+        into: Sequence[Tensor | None],
+    ) -> None:  # fmt: skip
+        """From the gradients by these three to those by mu and v, where they are wanted."""
+        determinants = by_determinants if by_determinants is None else by_determinants.contiguous()
+        given = (mean, rows, by_rows.contiguous(), by_constant.contiguous(), determinants, *into)
+        self._gaussian_back(*mean.shape, *map(_at, given), torch.get_num_threads())
 
     def squares(self, x: Tensor) -> Tensor:
         """[x^2, x], [N, 2 D]."""

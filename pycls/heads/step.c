@@ -26,9 +26,11 @@ typedef struct {
     const float *by_z, *more_by_measure; /* [n, k], [n]: what else there is of these gradients */
     float *grad, *by_x, *by_w, *by_bias, *by_determinant; /* [n, m], [n, d], [m, d], [k], [k] */
     double a, b, c, grown, length, constant, rate, scale, kappa; /* see tail.h */
+    double mean_logit_weight;           /* times the mean of the targets' measures is part of the loss, where they are logits */
     double form_constant, form_rate;    /* of DISTANCE: u = form_constant - form_rate |x - w|^2 */
     double upstream;                    /* gradient by the loss */
     double loss, by_length, by_scale;   /* results of the forward pass, for an upstream of 1 */
+    double mean_logit;
     double all_by_length, all_by_scale; /* results of the backward pass */
     int32_t kind, link, domain, margin, threads, lengthened, absent; /* absent: whether a label is below 0 */
 } step;
@@ -109,9 +111,10 @@ static void losses(step *s)
 {
     const tail facts = {s->margins, s->a, s->b, s->c, s->grown, s->length, s->constant, s->rate, s->scale, s->kappa,
                         s->link, s->domain, s->margin};
-    double all = 0;
-    for (int64_t i = 0; i < s->n; i++) all += weight_of(s, i);
-    s->loss = s->by_length = s->by_scale = 0;
+    double all = 0, present = 0;
+    for (int64_t i = 0; i < s->n; i++) all += weight_of(s, i), present += s->target[i] >= 0;
+    const double even = 1 / fmax(present, 1);
+    s->loss = s->by_length = s->by_scale = s->mean_logit = 0;
     for (int64_t i = 0; i < s->n; i++) {
         const int64_t y = s->target[i];
         const sample at = {.target = y, .measure = vector(s, MEASURE)[i], .others = vector(s, OTHERS)[i],
@@ -121,11 +124,12 @@ static void losses(step *s)
                            .share = weight_of(s, i) / (all > DBL_MIN ? all : DBL_MIN)};
         const slopes found = tail_of(&facts, &at);
         vector(s, BY_OTHERS)[i] = (float)found.by_others;
-        vector(s, BY_MEASURE)[i] = (float)found.by_measure;
+        vector(s, BY_MEASURE)[i] = (float)(found.by_measure + (y >= 0 ? even * s->mean_logit_weight : 0));
         vector(s, BY_FEATURE)[i] = (float)found.by_feature;
         vector(s, BY_SQUARE)[i] = (float)found.by_square;
         vector(s, BY_DETERMINANT)[i] = (float)found.by_determinant;
         s->loss += found.loss;
+        if (y >= 0) s->mean_logit += even * at.measure;
         s->by_length += found.by_length;
         s->by_scale += found.by_scale;
     }

@@ -13,6 +13,7 @@ import pycls
 from pycls.heads import gram_function, gram_native, loss_native, topk_native
 from pycls.heads.form import Form
 from pycls.heads.gram import gram_scores
+from pycls.heads.prototypes import Prototypes
 from pycls.heads.rbf_softmax import rbf_softmax
 
 ROOT = Path(__file__).parents[2]
@@ -204,7 +205,7 @@ def exponentials(u: torch.Tensor) -> torch.Tensor:
     """exp(u) [n] as the compiled link has it: of one-dimensional features 1 and prototypes u, less their squares."""
     form = rbf_softmax(1, 2).similarity.form
     flat = Form("product", link=form.link)
-    z = gram_scores(torch.ones(1, 1), u[:, None].contiguous(), flat).logits
+    z = gram_scores(torch.ones(1, 1), Prototypes(u[:, None].contiguous()), flat).logits
     assert z is not None
     return z[0]
 

@@ -210,3 +210,29 @@ def test_numbers_that_cannot_work_are_refused(name, options, message):
 
 def test_adacos_scale_is_chosen_from_the_classes():
     assert float(pycls.create_head("arcface", D, 1000, scale=0.0).scale) == pytest.approx(math.sqrt(2) * math.log(999))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("similarity", "options"), [("scaled_linear", {}), ("gaussian", {"covariance": "diagonal"})])
+def test_prototypes_are_made_a_chunk_at_a_time(similarity, options, dtype, monkeypatch):
+    """With many classes neither all rows nor all their gradients are ever there; and each way back is of that chunk alone."""
+    head = Head(SIMILARITIES.get(similarity)(in_features=D, num_classes=K, **options), None, CrossEntropy()).to(dtype)
+    head.similarity.chunk = 2
+    recipe = type(head.similarity.prototypes())
+    make, pull, made, pulled = recipe.make, recipe.pull, [], []
+
+    def make_some(of, out):
+        made.append((len(of[0]), out is None))
+        return make(of, out)
+
+    def pull_some(of, rows, by, into):
+        pulled.append((len(of[0]), by[0].data_ptr()))
+        pull(of, rows, by, into)
+
+    monkeypatch.setattr(recipe, "make", staticmethod(make_some))
+    monkeypatch.setattr(recipe, "pull", staticmethod(pull_some))
+    x, y = batch()
+    head(x.to(dtype), y).loss.backward()
+    sizes = [min(2, K - low) for low in range(0, K, 2)]
+    assert made == [(size, low == 0) for _ in range(2) for low, size in enumerate(sizes)]  # one buffer a pass
+    assert [size for size, _ in pulled] == sizes and len({at for _, at in pulled}) == 1

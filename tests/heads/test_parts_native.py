@@ -129,9 +129,9 @@ def test_large_and_small_variances(monkeypatch) -> None:
     head = drawn("lgm", 20, 7, {"covariance": "diagonal"})
     with torch.no_grad():
         head.log_variance.uniform_(-40, 40)
-    rows = [value.detach() for value in head.similarity.prototypes()]
+    rows = [value.detach() for value in head.similarity.prototypes().whole()]
     monkeypatch.setattr(parts_native, "_parts", lambda: None)
-    for one, other in zip(rows, head.double().similarity.prototypes(), strict=True):
+    for one, other in zip(rows, head.double().similarity.prototypes().whole(), strict=True):
         torch.testing.assert_close(one.double(), other.detach(), rtol=2e-6, atol=1e-4)
 
 

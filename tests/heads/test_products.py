@@ -9,6 +9,7 @@ import pycls
 from pycls.heads.form import Form
 from pycls.heads.gram import gram_scores
 from pycls.heads.products import add_product, autocast_type, product
+from pycls.heads.prototypes import Prototypes
 
 HALVES = [torch.bfloat16, torch.float16]
 # every head has its own cases elsewhere; here what differs in the pass, and three centres a class
@@ -65,8 +66,8 @@ def test_values_are_those_of_the_rounded_vectors(name, half, kind, chunk, half_e
 @pytest.mark.parametrize("half", HALVES)
 def test_a_vector_is_at_no_distance_from_itself_and_at_cosine_one(half) -> None:
     x = 3 * torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
-    distances = gram_scores(x, x, Form("distance", 1.0), products=half).logits
-    cosines = gram_scores(x, x, Form("cosine"), length=1.0, products=half).logits
+    distances = gram_scores(x, Prototypes(x), Form("distance", 1.0), products=half).logits
+    cosines = gram_scores(x, Prototypes(x), Form("cosine"), length=1.0, products=half).logits
     assert distances is not None and cosines is not None
     size = float(x.square().sum(dim=1).max())
     assert float(distances.diagonal().abs().max()) < 2e-6 * size and float(distances.max()) < 2e-6 * size
@@ -78,7 +79,8 @@ def test_a_gradient_toward_a_prototype_close_by_has_its_direction() -> None:
     w = torch.ones(2, 8) * 100
     w[1] = -w[1]
     x = (w[:1] + torch.tensor([[0.0, 1, 0, 0, 0, 0, 0, 0]])).requires_grad_()
-    scores = gram_scores(x, w, Form("distance", 0.5), targets=torch.zeros(1, 1, dtype=torch.int64), products=torch.bfloat16)
+    targets = torch.zeros(1, 1, dtype=torch.int64)
+    scores = gram_scores(x, Prototypes(w), Form("distance", 0.5), targets=targets, products=torch.bfloat16)
     (0.3 * scores.measure[0]).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, torch.tensor([[0.0, -0.3, 0, 0, 0, 0, 0, 0]]), rtol=0.01, atol=1e-4)
