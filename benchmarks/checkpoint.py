@@ -18,7 +18,6 @@ from common import parse, parser, setting, shown_seconds, table, verdict
 import pycls
 from pycls.engine.checkpoints import Checkpoints, model_state, optimizer_state
 from pycls.engine.ema import Ema
-from pycls.engine.finite import bad_weights
 from pycls.runtime.memory import keep_freed_memory
 
 GOAL_S = 0.060
@@ -33,7 +32,8 @@ def make_state(name: str, device: str) -> tuple[torch.nn.Module, Callable[[], di
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     return model, lambda: {
-        "model": model_state(model), "ema": model_state(ema.model), "optimizer": optimizer_state(model, optimizer)
+        "model": model_state(model, "in parts"), "ema": model_state(ema.model, "in parts"),
+        "optimizer": optimizer_state(model, optimizer, "in parts"),
     }  # fmt: skip
 
 
@@ -56,8 +56,7 @@ def measure(name: str, device: str, folder: Path, repeats: int) -> dict[str, lis
             to.copy_(source)
 
     def stop() -> None:
-        bad_weights(model)
-        checkpoints.save(len(found["until it is on the disk"]), state(), best=False)
+        checkpoints.save(len(found["until it is on the disk"]), state(), best=False, finite="model")
 
     def save(sync: bool) -> None:
         with (folder / "torch.pt").open("wb") as file:

@@ -6,7 +6,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pycls.engine.copying import copy_function
 from pycls.engine.sharded import Where, cutter, first_of_all, joiner, whole_shapes
 from pycls.engine.snapshot import Snapshot, take
 from pycls.engine.state_file import Split, load_state, parts_of, write_part, write_snapshot
@@ -30,6 +31,10 @@ _NAME = re.compile(r"step_(\d{9})\.safetensors")
 _PART_NAME = re.compile(r"part_\d{9}_[0-9a-f]{8}_\d+_of_\d+\.safetensors")
 _POLL_S = 0.02
 _ALONE = Ranks()
+
+
+def _accept(bad: str | None) -> None:
+    """No check."""
 
 
 class Checkpoints:
@@ -55,6 +60,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
+        copy_function()  # on a machine's first training it is compiled, which the loop should not wait for
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -72,7 +78,10 @@ class Checkpoints:
         """File of the checkpoint after ``step`` optimiser steps."""
         return self.folder / f"step_{step:09d}.safetensors"
 
-    def save(self, step: int, state: Mapping[str, Any], best: bool, ranks: Ranks = _ALONE) -> None:
+    def save(
+        self, step: int, state: Mapping[str, Any], best: bool, ranks: Ranks = _ALONE, finite: str = "",
+        check: Callable[[str | None], None] = _accept,
+    ) -> None:  # fmt: skip
         """Copies the state, which may then change again, and has a thread of its own write it durably, then let
         ``best.safetensors`` be this one too if it is, then remove the oldest. Waits first for the one before.
 
@@ -82,12 +91,15 @@ class Checkpoints:
             best: whether it is the best one so far.
             ranks: this process's among those that save the state together, which all call this: each writes its
                 :class:`pycls.engine.snapshot.Part` of the tensors, and rank 0 all the rest.
+            finite: the place of a subtree whose parameters should be finite.
+            check: called with the place of one that is not, or None; nothing is written if it raises.
 
         Raises:
             RunError: the disk refused the one before. Older checkpoints are intact.
         """
         self.wait()
-        snapshot, parts = take(state, self._memory, parts_only=not ranks.is_main), []
+        snapshot, parts = take(state, self._memory, parts_only=not ranks.is_main, finite=finite), []
+        check(snapshot.bad)
         if snapshot.parts:
             tag = broadcast_object(secrets.token_hex(4))
             parts = [self.folder / f"part_{step:09d}_{tag}_{rank}_of_{ranks.world_size}.safetensors"
@@ -192,7 +204,7 @@ def model_state(model: nn.Module, where: Where = "everywhere") -> dict[str, Any]
     """Parameters and buffers by name; all processes call it. What they share out is as
     :func:`pycls.engine.sharded.joiner` says, whole or a part."""
     join = joiner(model, where)
-    return {name: join(name, value) for name, value in model.state_dict().items()}
+    return {name: join(name, value) for name, value in model.state_dict(keep_vars=where == "in parts").items()}
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], source: str) -> None:

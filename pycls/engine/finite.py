@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from pycls.runtime.distributed import agree, gather_objects
 
@@ -47,13 +46,3 @@ def first_bad_step(losses: list[float], ids: list[Tensor], parts: int) -> BadSte
     bad = [[x for of_rank, _ in by_rank for x in of_rank[k] if not math.isfinite(x)] for k in range(len(steps))]
     index = next(k for k, values in enumerate(bad) if values)
     return BadStep(index, bad[index][0], torch.cat([of_rank[index] for _, of_rank in by_rank]).tolist())
-
-
-def bad_weights(model: nn.Module) -> str | None:
-    """The name of a parameter that holds an infinity or NaN in this process's part, if there is one."""
-    named = list(model.named_parameters())
-    parts = [(p.to_local() if isinstance(p, DTensor) else p).detach() for _, p in named]
-    if bool(torch.stack([part.sum() for part in parts]).isfinite().all()):
-        return None  # a sum is far quicker than a look at each, and not finite if one of them is not
-    finite = torch.stack([part.isfinite().all() for part in parts])
-    return None if bool(finite.all()) else named[int(finite.long().argmin())][0]

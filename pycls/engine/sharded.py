@@ -25,7 +25,7 @@ def class_shards(model: nn.Module) -> dict[str, Any]:
     return {
         f"{prefix}.{name}" if prefix else name: module.shard
         for prefix, module in model.named_modules()
-        if getattr(module, "shard", None) is not None
+        if vars(module).get("shard") is not None  # a class may have the attribute, for none
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim
     }

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from pycls.engine.copying import copy_all
 
 TENSOR = "__tensor__"
 PART = "__part__"
@@ -31,14 +33,18 @@ class Snapshot:
         tree: JSON, with a tensor's place in the tree as its name in its stead.
         tensors: by that name, on the CPU, each in the memory order of its original.
         parts: this process's rows of the others, likewise.
+        bad: the place of a tensor that was to be finite and is not, if there is one.
     """
 
     tree: str
     tensors: dict[str, Tensor]
     parts: dict[str, Tensor]
+    bad: str | None = None
 
 
-def take(state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, parts_only: bool = False) -> Snapshot:
+def take(
+    state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, parts_only: bool = False, finite: str = ""
+) -> Snapshot:
     """Copies a tree of dicts, lists, tensors, :class:`Part`, numbers, strings, booleans and None; on return it may be changed
     again.
 
@@ -47,6 +53,7 @@ def take(state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, part
         memory: tensors of an earlier snapshot that nobody needs any more: they are written over where they fit, so that the
             system need not find, clear and map as much memory anew. Those of this one are there afterwards.
         parts_only: whether another process takes what is no part.
+        finite: the place of a subtree whose parameters, and parts, are to be finite; empty for none.
 
     Raises:
         TypeError: something else is in the tree.
@@ -59,11 +66,14 @@ def take(state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, part
     copies = {name: _room(source, memory.get(name)) for name, source in sources.items()}
     memory.clear()
     memory.update(copies)
-    for name, source in sources.items():
-        copies[name].copy_(source, non_blocking=source.is_cuda)
+    watched = [] if not finite else [
+        name for name, source in sources.items()
+        if name.startswith(f"{finite}/") and (name in parts or isinstance(source, nn.Parameter))
+    ]  # fmt: skip
+    bad = copy_all(sources, copies, watched)
     if any(source.is_cuda for source in sources.values()):
         torch.cuda.synchronize()  # the copies into page-locked memory
-    return Snapshot(tree, {n: copies[n] for n in tensors if n in copies}, {n: copies[n] for n in parts})
+    return Snapshot(tree, {n: copies[n] for n in tensors if n in copies}, {n: copies[n] for n in parts}, bad)
 
 
 def _room(source: Tensor, old: Tensor | None) -> Tensor:
@@ -76,10 +86,10 @@ def _room(source: Tensor, old: Tensor | None) -> Tensor:
 def _pack(value: Any, place: str, tensors: dict[str, Tensor], parts: dict[str, Tensor]) -> Any:
     """The JSON form of a tree; its tensors are added to ``tensors`` and ``parts`` under their places."""
     if isinstance(value, Tensor):
-        tensors[place] = value.detach()
+        tensors[place] = value
         return {TENSOR: place}
     if isinstance(value, Part):
-        parts[place] = value.rows.detach()
+        parts[place] = value.rows
         return {PART: place}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value):

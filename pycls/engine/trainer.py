@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pycls.engine.checkpoints import Checkpoints, load_model_state, load_optimizer_state, model_state, optimizer_state
 from pycls.engine.ema import Ema
-from pycls.engine.finite import bad_weights, first_bad_step
+from pycls.engine.finite import first_bad_step
 from pycls.engine.meters import TrainMeter
 from pycls.engine.optim import Schedule, set_lr
 from pycls.engine.pace import Pace
@@ -239,16 +239,21 @@ class Trainer:
         """
         if self._recent_ids:
             self._check_finite()
-        bad = first_of_all(bad_weights(self.model))
-        if bad is not None:
-            lr = self.schedule((self.step - 1) / len(self.loader))
-            raise RunError(f"the weights {bad} are not finite after step {self.step - 1}, learning rate {lr:.4g}; "
-                           "they were not saved")  # fmt: skip
         state = self.state_dict()
         if is_sharded(self.model):
-            self.checkpoints.save(self.step, state, best, self.ranks)
+            self.checkpoints.save(self.step, state, best, self.ranks, "model", self._check_weights)
         elif self.ranks.is_main:
-            self.checkpoints.save(self.step, state, best)
+            self.checkpoints.save(self.step, state, best, finite="model", check=self._check_weights)
+        else:
+            self._check_weights(None)  # they are rank 0's
+
+    def _check_weights(self, bad: str | None) -> None:
+        """All processes call it with the place of a weight that is not finite, or None."""
+        bad = first_of_all(bad)
+        if bad is not None:
+            lr = self.schedule((self.step - 1) / len(self.loader))
+            raise RunError(f"the weights {bad.removeprefix('model/')} are not finite after step {self.step - 1}, learning rate "
+                           f"{lr:.4g}; they were not saved")  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the future, and of what the processes share out this one's parts; all call it."""

@@ -7,29 +7,22 @@ which is the reference. Torch's operations each go over all [N, K] numbers and e
 
 import ctypes
 import functools
-import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pycls.heads.form import TINY, Form
 from pycls.heads.gram_chunk import Chunk, Gradients
 from pycls.heads.gram_rows import RowFunctions
 from pycls.heads.gram_sums import Sums
 from pycls.heads.gram_triton import triton_rows
-from pycls.runtime.native import Unfit, library
-
-logger = logging.getLogger(__name__)
+from pycls.heads.operands import plain, threads_for
+from pycls.runtime.native import compiled
 
 SOURCE = Path(__file__).with_name("rows.c")
 HEADERS = (SOURCE.with_suffix(".h"), SOURCE.with_name("exp.h"))
-FLAGS = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math")
-_WITH_MEMORY = (Tensor, nn.Parameter)
-ELEMENTS_A_THREAD = 1 << 13
-"""Fewer numbers than this are not worth another thread."""
 
 
 class _Chunk(ctypes.Structure):
@@ -195,23 +188,9 @@ def _about(part: Chunk, z: Tensor, column: Tensor | None, offset: Tensor | None,
     )  # fmt: skip
 
 
-def threads_for(elements: int) -> int:
-    """How many are worth waking for so many numbers."""
-    return max(1, min(torch.get_num_threads(), elements // ELEMENTS_A_THREAD))
-
-
 def _at(values: Tensor | None, start: int = 0) -> int | None:
     """Where the values of a vector are, from the ``start``-th float32 on."""
     return None if values is None else values.data_ptr() + 4 * start
-
-
-def compiled(source: Path, headers: Sequence[Path]) -> ctypes.CDLL | None:
-    """The library made of one of the heads' C files; None where there cannot be one."""
-    try:
-        return library(source, FLAGS, link_flags=["-lm"], headers=headers)
-    except Unfit as error:
-        logger.debug("the heads' %s is not used: %s", source.name, error)
-        return None
 
 
 @functools.cache
@@ -245,10 +224,3 @@ def _known(form: Form, columns: list[Tensor], bias: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or len(columns) > 1 or form.link.compiled is None:
         return False
     return not (bias is not None and form.kind == "cosine") and all(column.is_contiguous() for column in columns)
-
-
-def plain(*operands: Tensor | None) -> bool:
-    """Whether all are float32 numbers in adjacent memory of the processor; a subclass of Tensor may have no memory."""
-    return all(
-        v is None or (type(v) in _WITH_MEMORY and v.dtype is torch.float32 and v.is_cpu and v.is_contiguous()) for v in operands
-    )

@@ -25,13 +25,13 @@ class GaussianRows(Recipe):
     @staticmethod
     def make(of: Sequence[Tensor], out: Tensor | None) -> Prototypes:
         """As above."""
-        mean, log_variance = of
+        (mean, log_variance), width = of, of[0].shape[1]
         parts = parts_for(of)
         if parts is not None:
             return Prototypes(*parts.gaussian(mean, log_variance, out))
         determinants = log_variance.sum(dim=1)
         rows = torch.cat((log_variance, mean), dim=1, out=out)
-        half, pulled = rows.chunk(2, dim=1)
+        half, pulled = rows[:, :width], rows[:, width:]
         pulled.mul_(half.neg_().exp_())
         half.mul_(-0.5)
         return Prototypes(rows, torch.linalg.vecdot(pulled, mean).add_(determinants).mul_(-0.5), determinants)
@@ -46,7 +46,7 @@ class GaussianRows(Recipe):
         if parts is not None:
             parts.gaussian_back(mean, rows, by_rows, by_constant, by_determinants, into)
             return
-        half, (by_half, by_pulled), constant = rows.chunk(2, dim=1)[0], by_rows.chunk(2, dim=1), by_constant[:, None]
+        half, (by_half, by_pulled), constant = rows[:, : mean.shape[1]], by_rows.chunk(2, dim=1), by_constant[:, None]
         if by_variance is not None:
             by_precision = torch.addcmul(by_pulled, mean, constant, value=-0.5).mul_(mean).sub_(by_half, alpha=0.5)
             rest = -0.5 * by_constant if by_determinants is None else by_determinants - 0.5 * by_constant

@@ -18,9 +18,10 @@ from torch import Tensor
 from pycls.heads.codes import MarginCode, MarginKind, TargetCode, speaks_for
 from pycls.heads.form import Form, float_products
 from pycls.heads.gram_chunk import chunks
-from pycls.heads.gram_native import compiled, fits
+from pycls.heads.gram_native import fits
 from pycls.heads.parts import Criterion, Margin, Queries, Similarity, SoftmaxCriterion
 from pycls.heads.prototypes import Recipe
+from pycls.runtime.native import compiled
 
 SOURCE = Path(__file__).with_name("step.c")
 VECTORS = 13

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycls.heads.gram_native import compiled, plain
+from pycls.heads.operands import plain
+from pycls.runtime.native import compiled
 
 SOURCE = Path(__file__).with_name("parts.c")
 HEADERS = (Path(__file__).with_name("exp.h"),)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycls.heads.gram_native import compiled, plain, threads_for
+from pycls.heads.operands import plain, threads_for
+from pycls.runtime.native import compiled
 
 SOURCE = Path(__file__).with_name("topk.c")
 HEADER = Path(__file__).with_name("exp.h")

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import logging
 import platform
 import shutil
 import subprocess
@@ -12,8 +13,11 @@ from pathlib import Path
 
 from pycls.runtime.cache import cache_dir, keep
 
+logger = logging.getLogger(__name__)
+
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-fPIC")
+OPENMP = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 TUNING = (("-march=native",), ("-mcpu=native",), ())
 
 
@@ -58,6 +62,16 @@ def library(
             return ctypes.CDLL(str(Path(folder) / name))
     except (OSError, subprocess.SubprocessError) as error:
         raise Unfit(f"it cannot be compiled or loaded ({error})") from error
+
+
+def compiled(source: Path, headers: Sequence[Path] = ()) -> ctypes.CDLL | None:
+    """The library made of a C file that uses OpenMP and the C library's mathematics, for which there is another way where there
+    cannot be one: None."""
+    try:
+        return library(source, OPENMP, link_flags=["-lm"], headers=headers)
+    except Unfit as error:
+        logger.debug("%s is not used: %s", source.name, error)
+        return None
 
 
 def _compiler() -> str | None:

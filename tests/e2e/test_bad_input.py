@@ -200,6 +200,13 @@ def test_loss_that_is_no_number(tmp_path: Path, options: str) -> None:
     assert lines["1"] == found[3]
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """After the only step of an epoch, whose loss was that of sound weights."""
+    ended = call(*RUN, "OPTIM.BASE_LR", "1e40", "OPTIM.WARMUP_EPOCHS", 0, "TRAIN.BATCH_SIZE", 1257, "OUT_DIR", tmp_path)
+    assert_refused(ended, "the weights backbone.", "are not finite after step 0, learning rate 1e+40", code=1)
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "result.json").exists()
+
+
 def test_loss_that_turns_bad_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     words = [*DIGITS, "OPTIM.MAX_EPOCH", 3, "OPTIM.LR_POLICY", "steps", "OPTIM.STEPS", "[1]", "OPTIM.LR_MULT", "1e32",
              "OUT_DIR", tmp_path]  # fmt: skip

@@ -56,14 +56,6 @@ def test_the_first_bad_step_is_found() -> None:
     assert finite.BadStep(0, 1.0, list(range(1000))).samples().endswith("255 ... (1000 in all)")
 
 
-def test_bad_weights_have_a_name() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    assert finite.bad_weights(model) is None
-    with torch.no_grad():
-        model[1].weight[0, 1] = float("nan")
-    assert finite.bad_weights(model) == "1.weight"
-
-
 def test_table() -> None:
     test = {"samples": 1234, "top1_errors": 12, "topk_errors": 1, "top1_err": 0.9724, "topk_err": 0.081, "top_k": 3,
             "loss": 0.1, "nll": 0.2, "ece": 0.03, "class_samples": [4, 5, 0], "class_errors": [1, 4, 0]}  # fmt: skip
