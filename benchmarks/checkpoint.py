@@ -56,7 +56,8 @@ def measure(name: str, device: str, folder: Path, repeats: int) -> dict[str, lis
             to.copy_(source)
 
     def stop() -> None:
-        checkpoints.save(len(found["until it is on the disk"]), state(), best=False, finite="model")
+        weights = {f"model/{name}" for name, _ in model.named_parameters()}
+        checkpoints.save(len(found["until it is on the disk"]), state(), best=False, finite=weights)
 
     def save(sync: bool) -> None:
         with (folder / "torch.pt").open("wb") as file:

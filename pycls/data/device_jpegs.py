@@ -50,6 +50,8 @@ class DeviceDecoder:
         Of the n images those may be fewer, or others, that neither the device nor the CPU can read. Raises
         :class:`RunError` as loading does.
         """
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread: to leave the stream would wake the first GPU
         with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             made = self._finish(loaded)
             _settle(self._device)
@@ -92,6 +94,8 @@ class DeviceDecoder:
         try:
             return list(decode_jpegs(files, self._device))
         except RuntimeError as error:
+            if len(files) == 1 and "out of memory" in str(error):
+                raise
             if len(files) == 1:
                 self._refused += 1
                 if self._refused == 1:
@@ -136,13 +140,14 @@ def _settle(device: torch.device) -> None:
 
 
 def check(device: torch.device) -> None:
-    """Decodes two pictures, one of them grey. Raises :class:`InputError` if that fails or gives other pixels than Pillow's."""
+    """Decodes three pictures, one grey, one progressive. Raises :class:`InputError` if that fails or gives other pixels than
+    Pillow's."""
     down, across = np.mgrid[0:48, 0:64]
-    colours = Image.fromarray(np.stack([4 * across, 5 * down, 255 - 4 * across], axis=2).astype(np.uint8))
+    colours = Image.fromarray(np.stack([2 * across, 2 * down, 255 - 2 * across], axis=2).astype(np.uint8))
     files, expected = [], []
-    for picture in (colours, colours.convert("L")):
+    for picture, progressive in ((colours, False), (colours.convert("L"), False), (colours, True)):
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=95)
+        picture.save(file, "JPEG", quality=95, progressive=progressive)
         files.append(torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8))
         with Image.open(file) as decoded:
             expected.append(torch.from_numpy(np.array(decoded.convert("RGB"))).permute(2, 0, 1).float())

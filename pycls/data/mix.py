@@ -40,7 +40,8 @@ def mix(
         return images, (labels, labels, 1.0)
     cut = mixup_alpha == 0 or (cutmix_alpha > 0 and rng.hash_word(seed, step, 0, rng.MIX) >> 63 == 1)
     lam = _beta(cutmix_alpha if cut else mixup_alpha, seed, step)
-    partners = rng.permutation(len(labels), rng.key(seed, rank, rng.PAIRS), step, rng.PAIRS).to(images.device)
+    partners = rng.permutation(len(labels), rng.key(seed, rank, rng.PAIRS), step, rng.PAIRS)
+    partners = partners.to(images.device, non_blocking=True)
     others = images.index_select(0, partners)
     if cut:
         top, bottom, left, right = _box(images.shape[2], images.shape[3], lam, seed, step)

@@ -22,7 +22,8 @@ def grey(images: Tensor) -> Tensor:
     """Luma (ITU-R 601-2), ``[n, 1, H, W]``; images of one channel are their own."""
     if images.shape[1] != 3:
         return images[:, :1]
-    return (images * images.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True).round()
+    red, green, blue = images.split(1, dim=1)
+    return (red * GREY[0] + green * GREY[1] + blue * GREY[2]).round()
 
 
 def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:

@@ -211,8 +211,8 @@ class AugMix(Policy):
     def __call__(self, pixels: Tensor, samples: Samples) -> Tensor:
         device = pixels.device
         shares = torch.stack([-torch.log1p(-samples.uniform(_CHAINS + chain)) for chain in range(self.width)])
-        shares = (shares / shares.sum(dim=0)).float().to(device)  # Dirichlet(1, ..., 1)
-        keep = samples.uniform(_CHAINS + 99).float().to(device)[:, None, None, None]  # Beta(1, 1)
+        shares = (shares / shares.sum(dim=0)).float().to(device, non_blocking=True)  # Dirichlet(1, ..., 1)
+        keep = samples.uniform(_CHAINS + 99).float().to(device, non_blocking=True)[:, None, None, None]  # Beta(1, 1)
         mixed = torch.zeros_like(pixels, dtype=torch.float32)
         longest = self.depth or 3
         for chain in range(self.width):

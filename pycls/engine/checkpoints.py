@@ -6,7 +6,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -79,7 +79,7 @@ class Checkpoints:
         return self.folder / f"step_{step:09d}.safetensors"
 
     def save(
-        self, step: int, state: Mapping[str, Any], best: bool, ranks: Ranks = _ALONE, finite: str = "",
+        self, step: int, state: Mapping[str, Any], best: bool, ranks: Ranks = _ALONE, finite: Collection[str] = (),
         check: Callable[[str | None], None] = _accept,
     ) -> None:  # fmt: skip
         """Copies the state, which may then change again, and has a thread of its own write it durably, then let
@@ -91,7 +91,7 @@ class Checkpoints:
             best: whether it is the best one so far.
             ranks: this process's among those that save the state together, which all call this: each writes its
                 :class:`pycls.engine.snapshot.Part` of the tensors, and rank 0 all the rest.
-            finite: the place of a subtree whose parameters should be finite.
+            finite: the places in the tree of what should be finite.
             check: called with the place of one that is not, or None; nothing is written if it raises.
 
         Raises:
@@ -204,7 +204,7 @@ def model_state(model: nn.Module, where: Where = "everywhere") -> dict[str, Any]
     """Parameters and buffers by name; all processes call it. What they share out is as
     :func:`pycls.engine.sharded.joiner` says, whole or a part."""
     join = joiner(model, where)
-    return {name: join(name, value) for name, value in model.state_dict(keep_vars=where == "in parts").items()}
+    return {name: join(name, value) for name, value in model.state_dict().items()}
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], source: str) -> None:

@@ -44,7 +44,7 @@ def copy_all(sources: Mapping[str, Tensor], copies: Mapping[str, Tensor], finite
     pieces: list[_Piece] = []
     names: list[str] = []
     rest: list[str] = []
-    wanted, function = set(finite), copy_function()
+    wanted, function = frozenset(finite), copy_function()
     for name, source in sources.items():
         copy = copies[name]
         if function is None or not _alike(source, copy):

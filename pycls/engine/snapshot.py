@@ -4,12 +4,12 @@ To copy is all that a training has to wait for; what was copied can be written t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pycls.engine.copying import copy_all
 
@@ -43,7 +43,7 @@ class Snapshot:
 
 
 def take(
-    state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, parts_only: bool = False, finite: str = ""
+    state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, parts_only: bool = False, finite: Collection[str] = ()
 ) -> Snapshot:
     """Copies a tree of dicts, lists, tensors, :class:`Part`, numbers, strings, booleans and None; on return it may be changed
     again.
@@ -53,7 +53,7 @@ def take(
         memory: tensors of an earlier snapshot that nobody needs any more: they are written over where they fit, so that the
             system need not find, clear and map as much memory anew. Those of this one are there afterwards.
         parts_only: whether another process takes what is no part.
-        finite: the place of a subtree whose parameters, and parts, are to be finite; empty for none.
+        finite: the places of tensors and parts that are to be finite.
 
     Raises:
         TypeError: something else is in the tree.
@@ -66,11 +66,7 @@ def take(
     copies = {name: _room(source, memory.get(name)) for name, source in sources.items()}
     memory.clear()
     memory.update(copies)
-    watched = [] if not finite else [
-        name for name, source in sources.items()
-        if name.startswith(f"{finite}/") and (name in parts or isinstance(source, nn.Parameter))
-    ]  # fmt: skip
-    bad = copy_all(sources, copies, watched)
+    bad = copy_all(sources, copies, finite)
     if any(source.is_cuda for source in sources.values()):
         torch.cuda.synchronize()  # the copies into page-locked memory
     return Snapshot(tree, {n: copies[n] for n in tensors if n in copies}, {n: copies[n] for n in parts}, bad)

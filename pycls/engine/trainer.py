@@ -239,11 +239,11 @@ class Trainer:
         """
         if self._recent_ids:
             self._check_finite()
-        state = self.state_dict()
+        state, weights = self.state_dict(), {f"model/{name}" for name, _ in self.model.named_parameters()}
         if is_sharded(self.model):
-            self.checkpoints.save(self.step, state, best, self.ranks, "model", self._check_weights)
+            self.checkpoints.save(self.step, state, best, self.ranks, weights, self._check_weights)
         elif self.ranks.is_main:
-            self.checkpoints.save(self.step, state, best, finite="model", check=self._check_weights)
+            self.checkpoints.save(self.step, state, best, finite=weights, check=self._check_weights)
         else:
             self._check_weights(None)  # they are rank 0's
 

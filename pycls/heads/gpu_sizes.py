@@ -14,6 +14,11 @@ L2_BYTES = 50 << 20
 """The second-level cache of the device for which nothing else is known: an H100's."""
 
 
+def aligned(classes: int) -> int:
+    """A row's length, at least so many, with which each row of half-precision numbers starts where tensor cores can load it."""
+    return -(-classes // 16) * 16
+
+
 def classes_a_chunk(rows_a_class: int, samples: int, device: torch.device) -> int:
     """Classes whose products in float32, [N, c * rows a class], are as large as the device's second-level cache.
 

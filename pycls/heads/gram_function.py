@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pycls.heads.form import TINY, Form, float_products
+from pycls.heads.gpu_sizes import aligned
 from pycls.heads.gram_chunk import Chunk, Gradients, Operands, Places, chunks, gpu_chunks
 from pycls.heads.gram_native import rows_for
 from pycls.heads.gram_rows import RowFunctions
@@ -40,7 +41,7 @@ class Gram(torch.autograd.Function):
             weight = None if weight is None else weight.to(products, memory_format=torch.contiguous_format)
         half, kind = products is not None, sum_type(x)
         z = x.new_empty(samples, classes, dtype=kind) if keep else None
-        buffer = None if keep else x.new_empty(samples, limits[0][1], dtype=kind)
+        buffer = None if keep else x.new_empty(samples, aligned(limits[0][1]), dtype=kind)
         inverse = x.new_empty(classes * form.num_centers, dtype=kind) if form.kind == "cosine" else None
         picks = x.new_zeros(samples, classes, dtype=torch.uint8) if form.num_centers > 1 else None
         columns = _columns(targets)
@@ -135,7 +136,7 @@ class Gram(torch.autograd.Function):
         by_x = torch.empty_like(x, memory_format=torch.contiguous_format, dtype=kind) if need_x else None
         by_scale = x.new_zeros((), dtype=kind) if need_scale and scale is not None else None
         along_x = x.new_zeros(x.size(0), 1, dtype=kind) if factor is not None or row is not None else None
-        buffer = x.new_empty(len(x), ctx.limits[0][1], dtype=kind) if z is None else None
+        buffer = x.new_empty(len(x), aligned(ctx.limits[0][1]), dtype=kind) if z is None else None
         work = Operands(x, form, scale, row, inverse, picks, factor if half else None)
         columns = _columns(targets)
         native: RowFunctions | None = ctx.native if grad_z is None and grad_others else None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pycls.heads.form import TINY, Form, Link
+from pycls.heads.gpu_sizes import aligned
 from pycls.heads.gram_chunk import Chunk, Gradients, Operands
 from pycls.heads.gram_sums import Sums
 from pycls.heads.products import HALF, add_product, product, sum_type
@@ -112,13 +113,13 @@ class TritonRows:
         grid = (-(-classes // COLUMNS), -(-samples // (ROWS * steps)))
         along_row, by_scale = (None if of is None else z.new_empty(grid[0], samples) for of in (grads.along_x, grads.scale))
         along_column = z.new_empty(grid[1], classes) if grads.bias is not None or form.kind != "product" else None
-        grad = work.x.new_empty(samples, classes)
+        grad = work.x.new_empty(samples, aligned(classes))[:, :classes]
         others, whole, measures = (v if v is None else v.contiguous() for v in (by_others, by_total, by_measure))
         code, kappa = _link(form)
         self.kernels.backward[grid](
             z, grad, column, work.row if again else None, work.factor, part.inverse, added, _cut(offset, part, z),
             _cut(total, part, z) if by_total is not None else None, work.scale, sums.top, sums.total, others, whole, measures,
-            along_row, along_column, by_scale, samples, classes, z.stride(0), part.low, alpha, kappa, steps,
+            along_row, along_column, by_scale, samples, classes, z.stride(0), grad.stride(0), part.low, alpha, kappa, steps,
             LINK=code, AGAIN=again, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4,
         )  # fmt: skip
         columns = None if along_column is None else along_column.sum(dim=0)
@@ -216,6 +217,8 @@ def _tried(device: torch.device, dtype: torch.dtype, kind: Any, code: int) -> Tr
         return None
     try:
         try_out(rows, device, dtype, kind, code)
+    except torch.OutOfMemoryError:  # it says nothing about the kernels
+        raise
     except Exception as error:  # whatever Triton's compiler, the host's compiler or the driver raises
         logger.warning("the heads' Triton kernels do not work here; torch's operations are used, which take longer: %s", error)
         return None

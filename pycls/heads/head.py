@@ -151,8 +151,8 @@ class Head(nn.Module):
         found = tail and native_losses(tail, similarity, queries, labels, self._offset(x.dtype))
         if not found:
             return None
-        loss, logits, measure, every, mean_logit = found
-        terms = {_name(self.criterion): loss.detach() - of_logits * mean_logit if of_logits else loss.detach()}
+        loss, logits, measure, every, mean_logit, of_criterion = found
+        terms = {_name(self.criterion): x.new_full((), of_criterion) if of_logits else loss.detach()}
         terms.update((a.term, x.new_full((), factor * mean_logit)) for a, factor in linear.items() if factor is not None)
         others = [auxiliary for auxiliary, factor in linear.items() if factor is None]
         if others:

@@ -17,7 +17,7 @@ def targets_of(labels: Labels, x: Tensor, classes: int) -> tuple[Tensor, Tensor 
         targets, shares = labels.unsqueeze(1), None
     else:
         first, second, lam = labels
-        lam = torch.as_tensor(lam, dtype=x.dtype, device=x.device).expand(len(x))
+        lam = (lam.to(x) if isinstance(lam, Tensor) else x.new_full((), lam)).expand(len(x))  # a GPU is not waited for
         targets, shares = torch.stack((first, second), dim=1), torch.stack((lam, 1 - lam), dim=1)
     samples = x.size(0)
     if targets.size(0) != samples:

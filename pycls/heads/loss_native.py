@@ -19,6 +19,7 @@ from pycls.heads.codes import MarginCode, MarginKind, TargetCode, speaks_for
 from pycls.heads.form import Form, float_products
 from pycls.heads.gram_chunk import chunks
 from pycls.heads.gram_native import fits
+from pycls.heads.operands import plain
 from pycls.heads.parts import Criterion, Margin, Queries, Similarity, SoftmaxCriterion
 from pycls.heads.prototypes import Recipe
 from pycls.runtime.native import compiled
@@ -59,6 +60,7 @@ class Losses(NamedTuple):
         measure: [N], of the targets.
         every: whether every sample has a target.
         mean_logit: the mean of the targets' logits, without margin.
+        of_criterion: the loss without the part that is this mean's.
     """
 
     loss: Tensor
@@ -66,6 +68,7 @@ class Losses(NamedTuple):
     measure: Tensor
     every: bool
     mean_logit: float
+    of_criterion: float
 
 
 def tail_of(
@@ -105,19 +108,22 @@ def native_losses(
     Raises:
         ValueError: if a label is no class.
     """
-    prototypes, form, x = similarity.prototypes(), similarity.form, queries.x
+    x, form, functions = queries.x, similarity.form, _functions()
+    if functions is None or not len(x) or not plain(x, offset, tail.weights):
+        return None
+    if not labels.is_cpu or labels.dtype is not torch.int64 or labels.shape != x.shape[:1]:
+        return None
+    prototypes = similarity.prototypes()
+    if isinstance(prototypes, Recipe) and not plain(*prototypes.of):
+        return None
     classes = len(prototypes.of[0]) if isinstance(prototypes, Recipe) else len(prototypes.rows) // form.num_centers
     if similarity.chunk > 0 or len(chunks(classes, x.shape[1] * form.num_centers, len(x), 0)) > 1:
         return None
     weight, bias, determinants = prototypes.whole()
-    if not fits(form, labels, bias, x, weight, determinants, offset, tail.weights) or labels.dtype is not torch.int64:
-        return None
-    if not labels.is_cpu or not len(x) or labels.shape != x.shape[:1]:
+    if not fits(form, labels, bias, weight, determinants):
         return None
     centers = form.num_centers
     if centers > 1 and (form.kind != "cosine" or not form.link.identity or centers > MOST_CENTERS):
-        return None
-    if _functions() is None:
         return None
     if tail.margin.kind == MarginKind.NONE:
         determinants = None
@@ -133,7 +139,7 @@ class HeadLoss(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, length: Tensor | float | None,
         determinants: Tensor | None, offset: Tensor | None, labels: Tensor, form: Form, tail: Tail,
-    ) -> tuple[Tensor, Tensor, Tensor, bool, float]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor, bool, float, float]:  # fmt: skip
         (samples, width), rows, centers, functions = x.shape, len(weight), form.num_centers, _functions()
         classes = rows // centers
         assert functions is not None
@@ -162,7 +168,7 @@ class HeadLoss(torch.autograd.Function):
         ctx.needs_finish = form.kind != "product" or margin.kind != MarginKind.NONE
         ctx.save_for_backward(x, weight, labels, offset, z)
         loss = x.new_full((), step.loss + tail.mean_logit * step.mean_logit)
-        return loss, z, vectors[samples : 2 * samples], not step.absent, step.mean_logit
+        return loss, z, vectors[samples : 2 * samples], not step.absent, step.mean_logit, step.loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable

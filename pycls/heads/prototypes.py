@@ -38,7 +38,8 @@ class Recipe:
     """How a class's prototypes are made of what is learned of that class alone.
 
     All of them at once are a copy of what is learned, and their gradient is another. With many classes the pass over the
-    prototypes therefore makes those of a chunk when it comes to it, and again on its way back.
+    prototypes therefore makes those of a chunk when it comes to it, and again on its way back. It is given the class of the
+    recipe and these tensors, so a recipe has no options of its own.
 
     Args:
         of: what they are made of, [K, ...] each.
@@ -54,7 +55,7 @@ class Recipe:
 
         Args:
             of: these classes' rows of each tensor, [c, ...].
-            out: [c * num_centers, D'], where their rows are to go; None for memory of their own.
+            out: [c * num_centers, D'], where their rows are to go; None for memory of their own, which nobody else has.
         """
 
     @staticmethod
@@ -65,7 +66,7 @@ class Recipe:
         Args:
             of: as for :meth:`make`.
             rows: those that it made.
-            by: the gradients by rows, bias and log-determinants; None for 0.
+            by: the gradients by rows, by the bias, if there is one, and by log-determinants, None where that is 0.
             into: where the gradient by each of ``of`` is to be written, of its shape; None if it is not wanted.
         """
 
@@ -85,7 +86,7 @@ class _Made(torch.autograd.Function):
     def forward(ctx: Any, kind: type[Recipe], *of: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         made = kind.make(of, None)
         ctx.set_materialize_grads(False)
-        ctx.kind = kind
+        ctx.kind, ctx.classes, ctx.has_bias = kind, len(of[0]), made.bias is not None
         ctx.save_for_backward(made.rows, *of)
         return tuple(made)
 
@@ -93,8 +94,11 @@ class _Made(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, *of = ctx.saved_tensors
+        by_rows, by_bias, by_determinants = by
+        by_rows = torch.zeros_like(rows) if by_rows is None else by_rows
+        by_bias = rows.new_zeros(ctx.classes) if by_bias is None and ctx.has_bias else by_bias
         into = [torch.empty_like(values) if need else None for values, need in zip(of, ctx.needs_input_grad[1:], strict=True)]
-        ctx.kind.pull(of, rows, by, into)
+        ctx.kind.pull(of, rows, (by_rows, by_bias, by_determinants), into)
         return None, *into
 
 
@@ -104,8 +108,8 @@ class Source:
     Args:
         weight: [K * centers, D'], as they are multiplied; None where they are made.
         bias: [K], with ``weight``.
-        kind: how they are made, of rows
-        made_of: of these, [K, ...] each.
+        kind: the recipe by which they are made; None where they are not.
+        made_of: what it makes them of, [K, ...] each.
         centers: prototypes a class.
         dtype: in which they are multiplied.
         needs: whether the gradients by ``weight``, by ``bias`` and by each of ``made_of`` are wanted.

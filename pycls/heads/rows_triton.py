@@ -169,12 +169,12 @@ def forward(
 @triton.jit(do_not_specialize=["n", "low", "steps"])
 def backward(
     z, grad, target, row, factor, inverse, classes, offset, weights, scale, top, total, by_others, by_total, by_measure,
-    along_row, along_column, by_scale, n, c, stride, low, alpha, kappa, steps,
+    along_row, along_column, by_scale, n, c, stride, wide, low, alpha, kappa, steps,
     LINK: tl.constexpr, AGAIN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS classes of ``steps`` times ROWS samples a program.
 
-    z [n, c]: the logits, or the products if they are to be made AGAIN. grad [n, c], its rows adjacent: the gradient by the
+    z [n, c]: the logits, or the products if they are to be made AGAIN. grad [n, c], rows ``wide`` apart: the gradient by the
     products over alpha, in the products' type. along_row [blocks of classes, n], along_column [blocks of samples, c] and
     by_scale [blocks of classes, n]: each program's sums of the gradient by the measures, for cosines times the measure, and
     of the gradient times the logit. The rest as in rows.c.
@@ -236,7 +236,7 @@ def backward(
         else:
             rounded = g.to(grad.dtype.element_ty)
             v = rounded.to(tl.float32)  # what is summed is what is multiplied: x - w is a difference of the two
-        tl.store(grad + at * c + j[None, :], rounded, mask=here)
+        tl.store(grad + at * wide + j[None, :], rounded, mask=here)
         if along_row is not None:
             tl.store(along_row + tl.program_id(0) * n + i, tl.sum(v, axis=1), mask=known)
         if along_column is not None:

@@ -1,5 +1,6 @@
 """Small C sources of this package, compiled once a machine where there is a compiler. Nothing may depend on one."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pycls.errors import InputError
 from pycls.runtime.cache import cache_dir, keep
 
 logger = logging.getLogger(__name__)
@@ -54,9 +56,10 @@ def library(
 
     name = f"{source.stem}-{_key([source, *headers], path, *compile_flags, *link_flags)}.so"
     try:
-        kept = cache_dir() / name
-        if kept.exists() or keep(kept, write):
-            return ctypes.CDLL(str(kept))
+        with contextlib.suppress(InputError):  # as without a home directory
+            kept = cache_dir() / name
+            if kept.exists() or keep(kept, write):
+                return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory() as folder:  # nowhere to keep it
             write(Path(folder) / name)
             return ctypes.CDLL(str(Path(folder) / name))

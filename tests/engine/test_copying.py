@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pycls
 from pycls.engine import copying
+from pycls.engine.checkpoints import model_state
 from pycls.engine.snapshot import Part, take
+from pycls.heads.parallel import ClassShard, shard_classes
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -75,11 +78,21 @@ def test_sums_that_overflow_are_finite_numbers() -> None:
     assert copying.copy_all(large, {"weights": torch.empty(100)}, {"weights"}) is None
 
 
-def test_a_snapshot_names_a_bad_parameter_of_the_subtree() -> None:
-    good, bad = nn.Parameter(torch.ones(3)), nn.Parameter(torch.tensor([1.0, float("nan")]))
-    assert take({"model": {"a": good}, "models": {"b": bad}}, finite="model").bad is None
-    assert take({"model": {"a": good, "b": bad}}, finite="model").bad == "model/b"
-    assert take({"model": {"a": good, "b": bad}}).bad is None
-    mask = torch.tensor([0.0, float("-inf")])
-    assert take({"model": {"mask": mask}}, finite="model").bad is None, "a buffer may hold what it likes"
-    assert take({"model": {"a": good, "c": Part(bad)}}, finite="model", parts_only=True).bad == "model/c"
+def test_a_snapshot_names_what_was_to_be_finite_and_is_not() -> None:
+    good, bad = torch.ones(3), torch.tensor([1.0, float("nan")])
+    for found in (bad, nn.Parameter(bad), Part(bad)):
+        state = {"model": {"a": good, "b": found}}
+        assert take(state, finite={"model/a", "model/b"}).bad == "model/b"
+        assert take(state, finite={"model/a"}).bad is None, "a buffer may hold what it likes"
+    assert take({"model": {"a": bad, "c": Part(bad)}}, finite={"model/a", "model/c"}, parts_only=True).bad == "model/c"
+
+
+def test_a_process_that_has_all_shared_classes_alone() -> None:
+    """Its prototypes are no parts then, and what is saved of them is no parameter."""
+    head = pycls.create_head("cosface", in_features=3, num_classes=4)
+    shard_classes(head, ClassShard(4))
+    names = {f"model/{name}" for name, _ in head.named_parameters()}
+    assert take({"model": model_state(head, "in parts")}, finite=names).bad is None
+    with torch.no_grad():
+        head.weight[2, 1] = float("nan")
+    assert take({"model": model_state(head, "in parts")}, finite=names).bad == "model/similarity.weight"

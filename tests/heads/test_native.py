@@ -292,3 +292,16 @@ def test_a_score_that_is_no_number_is_seen_in_top_k_losses(name: str) -> None:
     scores[1, 7] = math.nan
     losses = pycls.registry.CRITERIA.get(name)(1)(scores, torch.zeros(2), torch.tensor([0, 1]))
     assert losses.isnan().tolist() == [False, True]
+
+
+def test_the_terms_are_as_exact_as_the_loss() -> None:
+    """Beside a likelihood of 400 a cross entropy of 1e-6 is not what is left of their sum."""
+    head = pycls.create_head("lgm", in_features=8, num_classes=3, alpha=0.0, likelihood_weight=100.0)
+    y = torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        head.weight.copy_(14**0.5 * torch.eye(3, 8))
+        x = head.weight[y] + 1
+    found, expected = head(x, y).terms, head.double()(x.double(), y).terms
+    assert expected["likelihood"] > 100 and 1e-7 < expected["cross_entropy"] < 1e-5
+    for term, value in expected.items():
+        torch.testing.assert_close(found[term].double(), value, rtol=1e-4, atol=1e-30)

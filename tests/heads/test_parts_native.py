@@ -135,6 +135,20 @@ def test_large_and_small_variances(monkeypatch) -> None:
         torch.testing.assert_close(one.double(), other.detach(), rtol=2e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["lws", "lgm"])
+def test_made_prototypes_alone_have_gradients(name) -> None:
+    """As for a regulariser on them: of the rows, of the bias, of the log-determinants."""
+    head = drawn(name, 6, 5, {"covariance": "diagonal"} if name == "lgm" else {}).double()
+    with torch.no_grad():
+        for parameter in head.similarity.parameters():
+            parameter.normal_()
+    of = head.similarity.prototypes().of
+    for k, value in enumerate(head.similarity.prototypes().whole()):
+        if value is not None:
+            recipe = type(head.similarity.prototypes())
+            assert torch.autograd.gradcheck(lambda *of, recipe=recipe, k=k: recipe(*of).whole()[k], of)
+
+
 @pytest.mark.parametrize("name", [name for name, _, _ in HEADS])
 def test_only_what_learns_has_a_gradient(name) -> None:
     """Frozen features, and a second stage in which the classes' scales learn alone."""
