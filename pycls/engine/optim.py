@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from pycls.engine.sharded import is_dtensor
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def make_optimizer(
     groups = list(groups)
     parameters = [p for g in groups for p in g["params"]]  # type: ignore[attr-defined]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    shared = sum(isinstance(p, DTensor) for p in parameters)
+    shared = sum(is_dtensor(p) for p in parameters)
     form = {"fused": True} if fused and not shared else {"foreach": shared in (0, len(parameters))}
     if name == "sgd":
         nesterov = nesterov and momentum > 0 and dampening == 0

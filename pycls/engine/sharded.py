@@ -5,19 +5,33 @@ has a ``shard`` which can cut them out of the whole and join them again (``HEAD.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from pycls.engine.snapshot import Part
 from pycls.engine.state_file import Split
 from pycls.runtime.distributed import agree, all_reduce_sum, gather_objects, gather_rows
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
 Where = Literal["everywhere", "rank 0", "in parts"]
+
+
+def is_dtensor(value: object) -> "TypeGuard[DTensor]":
+    """Whether it is shared out by FSDP2, whose modules take a second to import: there is none where nobody has."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def _is_fsdp(network: nn.Module) -> "TypeGuard[FSDPModule]":
+    module = sys.modules.get("torch.distributed.fsdp")
+    return module is not None and isinstance(network, module.FSDPModule)
 
 
 def class_shards(model: nn.Module) -> dict[str, Any]:
@@ -33,7 +47,7 @@ def class_shards(model: nn.Module) -> dict[str, Any]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a process has a part only: then all must make each forward pass together."""
-    return bool(class_shards(model)) or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return bool(class_shards(model)) or any(is_dtensor(parameter) for parameter in model.parameters())
 
 
 def joiner(model: nn.Module, where: Where = "everywhere") -> Callable[[str, Tensor], Tensor | Part]:
@@ -46,7 +60,7 @@ def joiner(model: nn.Module, where: Where = "everywhere") -> Callable[[str, Tens
     shards = class_shards(model)
 
     def join(name: str, value: Tensor) -> Tensor | Part:
-        if isinstance(value, DTensor):
+        if is_dtensor(value):
             own, sizes = value.to_local().detach(), _rows_of_processes(value)
         elif name in shards and value.ndim:
             own, sizes = value.detach(), shards[name].sizes(value)
@@ -58,12 +72,12 @@ def joiner(model: nn.Module, where: Where = "everywhere") -> Callable[[str, Tens
             return Part(own)
         if where == "rank 0":
             return gather_rows(own.cpu(), sizes)
-        return value.full_tensor().cpu() if isinstance(value, DTensor) else shards[name].whole(own.cpu())
+        return value.full_tensor().cpu() if is_dtensor(value) else shards[name].whole(own.cpu())
 
     return join
 
 
-def _rows_of_processes(value: DTensor) -> list[int]:
+def _rows_of_processes(value: "DTensor") -> list[int]:
     """How many rows each process has: FSDP2 cuts as ``torch.chunk`` does."""
     count = value.device_mesh.size()
     most = -(-len(value) // count)
@@ -76,10 +90,10 @@ def cutter(model: nn.Module) -> Callable[[str, Tensor | Split], Tensor]:
 
     def cut(name: str, value: Tensor | Split) -> Tensor:
         like = parameters.get(name)
-        if isinstance(like, DTensor) and value.shape == like.shape:
+        if is_dtensor(like) and value.shape == like.shape:
             sizes, rank, mesh = _rows_of_processes(like), like.device_mesh.get_local_rank(), like.device_mesh
             rows = value[sum(sizes[:rank]) : sum(sizes[: rank + 1])].to(like.device)
-            return DTensor.from_local(rows, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+            return type(like).from_local(rows, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
         if name in shards and value.ndim:
             return value[shards[name].rows(len(value))]
         return value[:] if isinstance(value, Split) else value
@@ -99,6 +113,8 @@ def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
 def share_parameters(model: nn.Module, units: Iterable[nn.Module], ignored: set[nn.Parameter]) -> None:
     """FSDP2: shares the parameters out among all processes, which gather those of one of the ``units`` at a time for the
     forward and backward passes, and what no unit has for all of both. ``ignored`` stay as they are."""
+    from torch.distributed.fsdp import fully_shard
+
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last order
     for unit in (*units, model):
@@ -108,7 +124,7 @@ def share_parameters(model: nn.Module, units: Iterable[nn.Module], ignored: set[
 @contextlib.contextmanager
 def without_reduction(network: nn.Module, wanted: bool) -> Iterator[None]:
     """Gradients of a backward pass inside stay on their process, to be added to (DDP's ``no_sync``), if that is wanted."""
-    if isinstance(network, FSDPModule):
+    if _is_fsdp(network):
         network.set_requires_gradient_sync(not wanted)
         yield
         return
@@ -127,7 +143,7 @@ def clip_gradients(model: nn.Module, most: float) -> None:
     parts: list[Tensor] = []
     wholes: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        if isinstance(parameter.grad, DTensor):
+        if is_dtensor(parameter.grad):
             parts.append(parameter.grad.to_local())
         elif parameter.grad is not None:
             (parts if name in shards else wholes).append(parameter.grad)
