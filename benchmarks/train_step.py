@@ -1,6 +1,6 @@
 """Our whole training step beside a bare hand-written PyTorch loop and timm's train script, in one run.
 
-    python benchmarks/train_step.py [--repeats N] [--threads N] [--only lenet5|resnet20|resnet18] [--busy] [--quick]
+    python benchmarks/train_step.py [--repeats N] [--threads N] [--only lenet5|resnet20|resnet18] [--by-step] [--busy] [--quick]
     python benchmarks/train_step.py --device cuda [--repeats N] [--only resnet50|resnet18_cifar] [--eager] [--quick]
 
 Ours is the loop of ``--mode train`` with the objects that it builds: learning rate and generator set at every step, the
@@ -15,6 +15,10 @@ one batch that is already there: the arithmetic alone. The images are random: ti
 On a GPU both sides are compiled (``torch.compile``, unless --eager), in bf16 by autocast and channels-last, and timed by events
 in its stream; the images are on it. Compiling is over before the first round.
 
+A round is an epoch of each, some seconds long, in which a neighbour on the same machine may come or go. ``--by-step`` lets
+ours and the bare loop take turns after every step instead: forward, backward, optimiser and, of ours, meters, without loader
+and log.
+
 timm stands right beside ours on the CPU, on images of colour: its loop as in its train.py (timm_step.py), once with its own
 loader and transforms, once on the batches of a loader of our kind, which is the step alone; ResNet-18 is its own, ResNet-20,
 which it has not, the bare loop's net.
@@ -24,6 +28,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -148,7 +153,7 @@ def run_folder() -> Iterator[Path]:
             setup_logging()  # to the terminal alone: the file is closed
 
 
-def measure(case: Case, repeats: int, device: torch.device, busy: bool) -> list[list[str]]:
+def measure(case: Case, repeats: int, device: torch.device, busy: bool, by_step: bool = False) -> list[list[str]]:
     """The rows of a case."""
     dataset = random_images(case)
     with run_folder() as folder:
@@ -156,12 +161,17 @@ def measure(case: Case, repeats: int, device: torch.device, busy: bool) -> list[
         bare = Bare(cfg, case, dataset, device)
         jobs: dict[str, Job] = {"ours": our_epoch(trainer), "bare loop": bare.epoch, "arithmetic alone": bare.arithmetic}
         beside = {"ours": "bare loop", "arithmetic alone": "bare loop"}
-        theirs = timm_jobs(cfg, case, dataset) if device.type == "cpu" else {}
+        theirs = timm_jobs(cfg, case, dataset) if device.type == "cpu" and not by_step else {}
+        if by_step:
+            case, beside = replace(case, steps=1), {"ours": "bare loop"}
+            images, labels, _ = bare.batch
+            trainer.model.train()
+            jobs = {"ours": lambda: trainer._step(images, labels), "bare loop": lambda: bare.step(images, labels)}
         jobs, beside = jobs | theirs, beside | dict.fromkeys(theirs, "ours")
         found = side_by_side(jobs, beside, repeats, clock_of(device.type, busy), least_s=0.0)
         trainer.reporter.board.close()
     rows = []
-    for name in ("bare loop", "ours", *theirs, "arithmetic alone"):
+    for name in ("bare loop", "ours", *theirs, *(["arithmetic alone"] if not by_step else [])):
         measured = found[name]
         step = measured.second / case.steps
         cells = ["", "", "", "", ""]
@@ -178,6 +188,7 @@ def main() -> None:
     options = parser("Our training step beside a bare PyTorch loop.", repeats=15)
     options.add_argument("--only", choices=[*CASES, *GPU_CASES], help="one of the models")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
+    options.add_argument("--by-step", action="store_true", help="take turns after every step: without loader and log")
     options.add_argument("--eager", action="store_true", help="without torch.compile")
     arguments = parse(options)
     device = choose_device(arguments.device)
@@ -191,13 +202,15 @@ def main() -> None:
     print(setting(device.type))
     if device.type == "cpu" and not has_timm():
         print("timm is not installed: its rows are left out")
-    print(f"{arguments.repeats} rounds, each an epoch of random images in turn; ours and bare read from loaders of a kind\n")
+    turns = "a step on one batch" if arguments.by_step else "an epoch of random images"
+    beside = "" if arguments.by_step else "; ours and bare read from loaders of a kind"
+    print(f"{arguments.repeats} rounds, each {turns} in turn{beside}\n")
     for case in cases.values():
         if arguments.eager:
             case = case.eager()
         if arguments.quick:
             case = case.tiny()
-        rows = measure(case, arguments.repeats, device, arguments.busy)
+        rows = measure(case, arguments.repeats, device, arguments.busy, arguments.by_step)
         header = [case.title, "a step", "img/s", "speed", "of that of", "quartiles", "goal", ""]
         print(table(header, rows), end="\n\n", flush=True)
 

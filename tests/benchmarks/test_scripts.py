@@ -88,6 +88,12 @@ def test_no_gpu_is_said_in_a_line(module: ModuleType, main: Callable[..., str], 
     assert stop.value.code == 2 and "--device cuda: this PyTorch finds no GPU" in capsys.readouterr().err
 
 
+def test_train_step_by_step(main: Callable[..., str]) -> None:
+    text = main(train_step, "--quick", "--by-step", "--only", "lenet5")
+    assert "1 rounds, each a step on one batch in turn" in text
+    assert re.search(r"^ours +\S+ \S+ +\S+ +\d\.\d+ +bare loop", text, re.MULTILINE), text
+
+
 def test_train_step_without_timm(main: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     text = main(train_step, "--quick", "--only", "resnet20")
