@@ -33,10 +33,6 @@ _POLL_S = 0.02
 _ALONE = Ranks()
 
 
-def _accept(bad: str | None) -> None:
-    """No check."""
-
-
 class Checkpoints:
     """The checkpoints in ``folder``: ``step_000001234.safetensors`` and ``best.safetensors``.
 
@@ -80,7 +76,7 @@ class Checkpoints:
 
     def save(
         self, step: int, state: Mapping[str, Any], best: bool, ranks: Ranks = _ALONE, finite: Collection[str] = (),
-        check: Callable[[str | None], None] = _accept,
+        check: Callable[[str | None], None] | None = None,
     ) -> None:  # fmt: skip
         """Copies the state, which may then change again, and has a thread of its own write it durably, then let
         ``best.safetensors`` be this one too if it is, then remove the oldest. Waits first for the one before.
@@ -99,7 +95,8 @@ class Checkpoints:
         """
         self.wait()
         snapshot, parts = take(state, self._memory, parts_only=not ranks.is_main, finite=finite), []
-        check(snapshot.bad)
+        if check is not None:
+            check(snapshot.bad)
         if snapshot.parts:
             tag = broadcast_object(secrets.token_hex(4))
             parts = [self.folder / f"part_{step:09d}_{tag}_{rank}_of_{ranks.world_size}.safetensors"

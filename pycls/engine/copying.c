@@ -1,7 +1,7 @@
 /* Copies many arrays past the caches, and looks at what goes by: see copying.py.
  *
  * An ordinary copy reads the memory it is going to write, and drives out of the caches what the training is working with. Here
- * whole cache lines are written at once, past the caches, which takes half to two thirds of the time.
+ * whole cache lines are written at once, past the caches.
  */
 
 #include <omp.h>

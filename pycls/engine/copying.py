@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pycls.runtime.native import compiled
+from pycls.runtime.native import WITH_MEMORY, compiled
 
 SOURCE = Path(__file__).with_name("copying.c")
-_WITH_MEMORY = (Tensor, nn.Parameter)
 _BYTES_A_THREAD = 1 << 18
 
 
@@ -70,7 +69,7 @@ def copy_all(sources: Mapping[str, Tensor], copies: Mapping[str, Tensor], finite
 def _alike(source: Tensor, copy: Tensor) -> bool:
     """Whether a copy of the bytes is a copy of the numbers; the copy is without gaps."""
     return (
-        type(source) in _WITH_MEMORY and source.is_cpu and copy.is_cpu and source.dtype is copy.dtype
+        type(source) in WITH_MEMORY and source.is_cpu and copy.is_cpu and source.dtype is copy.dtype
         and source.stride() == copy.stride() and not source.is_conj() and not source.is_neg()
     )  # fmt: skip
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.codes import speaks_for
 from pycls.heads.form import float_products
 from pycls.heads.gram import Ranking, Scores
 from pycls.heads.labels import Labels, Mean, column, targets_of
-from pycls.heads.loss_native import native_losses, tail_of
+from pycls.heads.loss_native import native_losses, of_mean_logit, tail_of
 from pycls.heads.parts import (
     Auxiliary,
     Criterion,
@@ -145,7 +144,7 @@ class Head(nn.Module):
         similarity, auxiliaries = self.similarity, self._auxiliaries()
         if auxiliaries and not similarity.form.link.identity:
             return None
-        linear = {auxiliary: _of_mean_logit(auxiliary) for auxiliary in auxiliaries}
+        linear = {auxiliary: of_mean_logit(auxiliary) for auxiliary in auxiliaries}
         margin, of_logits = self.margin if self.training else None, sum(filter(None, linear.values()))
         tail = tail_of(similarity, margin, self.criterion, self._grown(), of_logits)
         found = tail and native_losses(tail, similarity, queries, labels, self._offset(x.dtype))
@@ -266,12 +265,6 @@ class Head(nn.Module):
 
     def _auxiliaries(self) -> list[Auxiliary]:
         return list(self.auxiliaries)  # type: ignore[arg-type]
-
-
-def _of_mean_logit(auxiliary: Auxiliary) -> float | None:
-    """What it says of itself, if it is to be believed and there is nothing else to it."""
-    known = speaks_for(auxiliary, "of_mean_logit", "forward") and type(auxiliary).update is Auxiliary.update
-    return auxiliary.of_mean_logit() if known else None
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from pycls.heads.form import Form, float_products
 from pycls.heads.gram_chunk import chunks
 from pycls.heads.gram_native import fits
 from pycls.heads.operands import plain
-from pycls.heads.parts import Criterion, Margin, Queries, Similarity, SoftmaxCriterion
+from pycls.heads.parts import Auxiliary, Criterion, Margin, Queries, Similarity, SoftmaxCriterion
 from pycls.heads.prototypes import Recipe
 from pycls.runtime.native import compiled
 
@@ -91,6 +91,12 @@ def tail_of(
         target, code = found, asked
     weights = criterion.class_weights()
     return Tail(target, code, grown, None if weights is None else weights.float(), mean_logit)
+
+
+def of_mean_logit(auxiliary: Auxiliary) -> float | None:
+    """What an auxiliary loss says of itself, if it is to be believed and there is nothing else to it."""
+    known = speaks_for(auxiliary, "of_mean_logit", "forward") and type(auxiliary).update is Auxiliary.update
+    return auxiliary.of_mean_logit() if known else None
 
 
 def native_losses(

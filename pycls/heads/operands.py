@@ -1,9 +1,10 @@
 """What the heads' compiled C can work with."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_WITH_MEMORY = (Tensor, nn.Parameter)
+from pycls.runtime.native import WITH_MEMORY
+
 ELEMENTS_A_THREAD = 1 << 13
 """Fewer numbers than this are not worth another thread."""
 
@@ -14,7 +15,7 @@ def threads_for(elements: int) -> int:
 
 
 def plain(*operands: Tensor | None) -> bool:
-    """Whether all are float32 numbers in adjacent memory of the processor; a subclass of Tensor may have no memory."""
+    """Whether all are float32 numbers in adjacent memory of the processor."""
     return all(
-        v is None or (type(v) in _WITH_MEMORY and v.dtype is torch.float32 and v.is_cpu and v.is_contiguous()) for v in operands
+        v is None or (type(v) in WITH_MEMORY and v.dtype is torch.float32 and v.is_cpu and v.is_contiguous()) for v in operands
     )

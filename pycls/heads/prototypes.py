@@ -74,8 +74,8 @@ class Recipe:
         """The prototypes of all classes."""
         return Prototypes(*_Made.apply(type(self), *self.of))
 
-    def select(self, classes: Tensor, _: int) -> "Recipe":
-        """That of some classes, int64 [k]."""
+    def select(self, classes: Tensor, centers: int) -> "Recipe":
+        """That of some classes, int64 [k], however many ``centers`` it makes for each."""
         return type(self)(*(values.index_select(0, classes) for values in self.of))
 
 
@@ -85,8 +85,7 @@ class _Made(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: type[Recipe], *of: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         made = kind.make(of, None)
-        ctx.set_materialize_grads(False)
-        ctx.kind, ctx.classes, ctx.has_bias = kind, len(of[0]), made.bias is not None
+        ctx.kind = kind
         ctx.save_for_backward(made.rows, *of)
         return tuple(made)
 
@@ -94,11 +93,8 @@ class _Made(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *by: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, *of = ctx.saved_tensors
-        by_rows, by_bias, by_determinants = by
-        by_rows = torch.zeros_like(rows) if by_rows is None else by_rows
-        by_bias = rows.new_zeros(ctx.classes) if by_bias is None and ctx.has_bias else by_bias
         into = [torch.empty_like(values) if need else None for values, need in zip(of, ctx.needs_input_grad[1:], strict=True)]
-        ctx.kind.pull(of, rows, (by_rows, by_bias, by_determinants), into)
+        ctx.kind.pull(of, rows, by, into)
         return None, *into
 
 

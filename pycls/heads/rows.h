@@ -15,8 +15,6 @@
 
 #include "exp.h"
 
-#include "exp.h"
-
 enum link { IDENTITY = 0, EXPONENTIAL = 1, STUDENT_T = 2 };
 
 typedef struct {

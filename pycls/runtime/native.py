@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from pycls.errors import InputError
 from pycls.runtime.cache import cache_dir, keep
 
@@ -20,6 +22,9 @@ logger = logging.getLogger(__name__)
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-fPIC")
 OPENMP = ("-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+WITH_MEMORY = (Tensor, nn.Parameter)
+"""The types of tensors whose memory C may work with: a subclass of Tensor may have none."""
+
 TUNING = (("-march=native",), ("-mcpu=native",), ())
 
 
