@@ -18,10 +18,10 @@ from pycls.data.dataset import (
 from pycls.data.dataset import with_classes as with_classes
 from pycls.engine.sharded import class_shards, is_sharded, share_parameters
 from pycls.errors import InputError
-from pycls.heads.advice import Watch, at_start
 from pycls.heads.cross_entropy import CrossEntropy
+from pycls.heads.diagnostics import Watch, at_start
 from pycls.heads.head import Head
-from pycls.heads.parallel import ClassShard, shard_classes
+from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.models.classifier import Classifier
 from pycls.models.recompute import blocks_of, recompute_blocks
 from pycls.registry import AUXILIARIES, CRITERIA, HEADS, MARGINS, MODELS, SIMILARITIES

@@ -1,46 +1,27 @@
 """Additive angular margins: ArcFace, its sub-centre form, and the combined margin (Deng et al., CVPR 2019; ECCV 2020)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pycls.heads.codes import MarginCode, MarginKind
 from pycls.heads.cosine import Cosine
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
-from pycls.heads.parts import Margin
+from pycls.heads.parts import Margin, Target
 from pycls.registry import HEADS, MARGINS
 
 
-def angle(cos: Tensor) -> Tensor:
-    """arccos, 0 or pi without a slope where rounding decides."""
-    square, least = 1 - cos.square(), 4 * torch.finfo(cos.dtype).eps
-    inner = square > least
-    return torch.where(inner, torch.where(inner, cos, 0).acos(), torch.where(cos > 0, 0.0, math.pi))
-
-
-class _Turned(torch.autograd.Function):
-    """cos -> cos(theta + m), continued; its slope is made with the value, which saves autograd's walk back.
+def turned(cos: Tensor, m: float, easy: bool) -> tuple[Tensor, Tensor]:
+    """cos(theta + m), continued, and its slope by cos.
 
     Where rounding decides what is left of the sine, the slope stops growing: it has no bound.
     """
-
-    @staticmethod
-    def forward(ctx: Any, cos: Tensor, m: float, easy: bool) -> Tensor:  # type: ignore[override]
-        sine = (1 - cos.square()).clamp_(min=0).sqrt_()
-        turned = (cos * math.cos(m)).sub_(sine, alpha=math.sin(m))
-        slope = (cos / sine.clamp_(min=2 * torch.finfo(cos.dtype).eps ** 0.5)).mul_(math.sin(m)).add_(math.cos(m))
-        outside = cos <= 0 if easy else cos < math.cos(math.pi - m)
-        ctx.save_for_backward(slope.masked_fill_(outside, 1.0))
-        return torch.where(outside, cos if easy else cos - m * math.sin(m), turned)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (slope,) = ctx.saved_tensors
-        return grad * slope, None, None
+    sine = (1 - cos.square()).clamp_(min=0).sqrt_()
+    value = (cos * math.cos(m)).sub_(sine, alpha=math.sin(m))
+    slope = (cos / sine.clamp_(min=2 * torch.finfo(cos.dtype).eps ** 0.5)).mul_(math.sin(m)).add_(math.cos(m))
+    outside = cos <= 0 if easy else cos < math.cos(math.pi - m)
+    return torch.where(outside, cos if easy else cos - m * math.sin(m), value), slope.masked_fill_(outside, 1.0)
 
 
 @MARGINS.register("additive_angle")
@@ -67,14 +48,9 @@ class AdditiveAngle(Margin):
             raise ValueError(f"the margin is an angle in [0, pi), not {margin}")
         self.value, self.easy_margin = margin, easy_margin
 
-    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+    def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """cos(theta + m), continued."""
-        result: Tensor = _Turned.apply(measure, self.value, self.easy_margin)
-        return result
-
-    def code(self) -> MarginCode:
-        """cos(theta + m), continued."""
-        return MarginCode(MarginKind.MORE_ANGLE, self.value, float(self.easy_margin))
+        return turned(value, self.value, self.easy_margin)
 
     def extra_repr(self) -> str:
         """margin, easy_margin."""
@@ -104,20 +80,24 @@ class Combined(Margin):
         super().__init__()
         if m1 <= 0 or m3 < 0:
             raise ValueError(f"m1 is positive and m3 not negative, not {m1} and {m3}")
+        if not 0 <= m2 < math.pi:
+            raise ValueError(f"m2 is an angle in [0, pi), not {m2}")
         self.m1, self.m2, self.m3 = m1, m2, m3
-        self.additive = AdditiveAngle(m2)
 
-    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+    def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """cos(m1 theta + m2) - m3, continued."""
         if self.m1 == 1:
-            return self.additive(measure, labels) - self.m3
-        reached = self.m1 * angle(measure) + self.m2
-        turns = (reached.detach() / math.pi).floor()
-        return (1 - 2 * turns.remainder(2)) * reached.cos() - 2 * turns - self.m3
-
-    def code(self) -> MarginCode:
-        """cos(m1 theta + m2) - m3, continued."""
-        return MarginCode(MarginKind.COMBINED, self.m1, self.m2, self.m3)
+            moved, slope = turned(value, self.m2, easy=False)
+            return moved.sub_(self.m3), slope
+        # at theta 0 and pi, where rounding decides, the angle has no slope
+        square, least = 1 - value.square(), 4 * torch.finfo(value.dtype).eps
+        inner = square > least
+        angle = torch.where(inner, torch.where(inner, value, 0).acos(), torch.where(value > 0, 0.0, math.pi))
+        angle = self.m1 * angle + self.m2
+        turns = (angle / math.pi).floor()
+        sign = 1 - 2 * turns.remainder(2)
+        slope = torch.where(inner, sign * angle.sin() * self.m1 * torch.where(inner, square, 1).rsqrt(), 0)
+        return sign * angle.cos() - 2 * turns - self.m3, slope
 
     def extra_repr(self) -> str:
         """m1, m2, m3."""

@@ -10,13 +10,12 @@ from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
 from pycls.heads.parts import Auxiliary
-from pycls.heads.parts_native import parts_for
 from pycls.registry import AUXILIARIES, HEADS
 
 Update = Literal["paper", "gradient"]
 
 
-class _Pull(torch.autograd.Function):
+class _Distances(torch.autograd.Function):
     """``weight / 2`` times the weighted sum of ``|x_i - c_{y_i}|^2``, scalar. Its gradient is made with it: one array [N, D] to
     keep, and the centres may move before the backward pass."""
 
@@ -24,28 +23,21 @@ class _Pull(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, centers: Tensor, labels: Tensor, weights: Tensor, weight: float
     ) -> Tensor:
-        parts = parts_for([x], [weights])
-        value, pull = (parts and parts.pull(x, centers, labels, weights, weight)) or _pull(x, centers, labels, weights, weight)
-        ctx.save_for_backward(pull, labels)
+        gaps = x - centers.index_select(0, labels)
+        by_x = gaps * (weight * weights)[:, None]
+        ctx.save_for_backward(by_x, labels)
         ctx.classes = len(centers)
-        return value
+        return torch.dot(gaps.flatten(), by_x.flatten()) / 2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        pull, labels = ctx.saved_tensors
-        by_x = pull * grad
+        by_x, labels = ctx.saved_tensors
+        by_x = by_x * grad
         by_centers = None
         if ctx.needs_input_grad[1]:
             by_centers = by_x.new_zeros(ctx.classes, by_x.shape[1]).index_add_(0, labels, by_x, alpha=-1)
         return by_x, by_centers, None, None, None
-
-
-def _pull(x: Tensor, centers: Tensor, labels: Tensor, weights: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """The value, and its gradient by x [N, D]."""
-    gaps = x - centers.index_select(0, labels)
-    pull = gaps * (weight * weights)[:, None]
-    return torch.dot(gaps.flatten(), pull.flatten()) / 2, pull
 
 
 @AUXILIARIES.register("center")
@@ -87,7 +79,7 @@ class CenterLoss(Auxiliary):
 
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, as a mean."""
-        loss: Tensor = _Pull.apply(features, self.centers, labels, weights, self.weight)
+        loss: Tensor = _Distances.apply(features, self.centers, labels, weights, self.weight)
         return loss
 
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
@@ -96,13 +88,10 @@ class CenterLoss(Auxiliary):
             return
         if dist.is_available() and dist.is_initialized():
             features, labels, weights = (gathered(t) for t in (features, labels, weights))
-        parts = parts_for([features], [weights])
-        if parts is not None and parts.move(features, self.centers, labels, weights, self.center_rate):
-            return
         counts = features.new_ones(len(self.centers)).index_add_(0, labels, weights)
         rates = self.center_rate * weights / counts.index_select(0, labels)
-        pull = (features - self.centers.index_select(0, labels)).mul_(rates[:, None])
-        self.centers.index_add_(0, labels, pull)
+        moves = (features - self.centers.index_select(0, labels)).mul_(rates[:, None])
+        self.centers.index_add_(0, labels, moves)
 
     def extra_repr(self) -> str:
         """weight, center_rate."""

@@ -1,12 +1,12 @@
 """CosFace: the additive cosine margin (Wang et al., CVPR 2018), also LMCL and AM-Softmax."""
 
+import torch
 from torch import Tensor
 
-from pycls.heads.codes import MarginCode, MarginKind
 from pycls.heads.cosine import Cosine
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
-from pycls.heads.parts import Margin
+from pycls.heads.parts import Margin, Target
 from pycls.registry import HEADS, MARGINS
 
 
@@ -30,13 +30,9 @@ class AdditiveCosine(Margin):
             raise ValueError(f"the margin of a cosine is in [0, 2], not {margin}")
         self.value = margin
 
-    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+    def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """cos - m."""
-        return measure - self.value
-
-    def code(self) -> MarginCode:
-        """cos - m."""
-        return MarginCode(MarginKind.LESS_COSINE, self.value)
+        return value - self.value, torch.ones_like(value)
 
     def extra_repr(self) -> str:
         """margin."""

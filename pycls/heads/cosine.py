@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.codes import TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.form import Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity, Target
+from pycls.heads.ops.spec import ScoreSpec
+from pycls.heads.parts import FeatureInput, Similarity, Target
 from pycls.heads.scale import Learning, Scale
 from pycls.registry import HEADS, SIMILARITIES
 
@@ -40,7 +39,7 @@ class Cosine(Similarity):
             raise ValueError(f"a class has at least one centre, not {num_centers}")
         # rows of about unit length: the step that a learning rate makes turns them by an angle that does not hang on D
         self.weight = nn.Parameter(torch.empty(num_classes * num_centers, in_features).normal_(0.0, in_features**-0.5))
-        self.form = Form("cosine", num_centers=num_centers)
+        self.spec = ScoreSpec("cosine", num_centers=num_centers)
         self.scaling = Scale(scale, learning, num_classes)
 
     @property
@@ -49,21 +48,13 @@ class Cosine(Similarity):
         value: Tensor | float = self.scaling()
         return value
 
-    def queries(self, features: Tensor) -> Queries:
+    def inputs(self, features: Tensor) -> FeatureInput:
         """s x / |x|."""
-        return Queries(features, length=self.scale)
+        return FeatureInput(features, target_norm=self.scale)
 
-    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
-        """u / s."""
-        return u / self.scale
-
-    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
+    def margin_map(self, target: Target) -> tuple[Tensor | float, float]:
         """s cos."""
-        return value * self.scale
-
-    def target_code(self) -> TargetCode:
-        """s cos."""
-        return TargetCode(TargetKind.OVER_LENGTH)
+        return self.scale, 0.0
 
 
 @HEADS.register("normface")

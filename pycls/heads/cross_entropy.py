@@ -45,27 +45,30 @@ class CrossEntropy(SoftmaxCriterion):
         """Smoothing needs the sum of the logits."""
         return self.label_smoothing > 0
 
-    @property
-    def plain(self) -> bool:  # type: ignore[override]
-        """Without smoothing."""
-        return not self.label_smoothing
-
     def class_weights(self) -> Tensor | None:
         """[K], or None."""
         return self.weights
 
-    def forward(self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, classes: int) -> Tensor:
+    def value_and_grads(
+        self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, num_classes: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """``log(1 + exp(others - target))`` is ``-log p_y``; smoothing takes its share of all classes' terms."""
-        losses = F.softplus(others - target, threshold=60)  # the sum is exact to the last place there
-        if total is None:
-            return losses
-        weights = None if self.weights is None else self.class_weights().to(target.dtype)  # type: ignore[union-attr]
-        log_sum = losses + target
+        gap = others - target
+        losses = F.softplus(gap, threshold=60)  # the sum is exact to the last place there
+        wrong = gap.sigmoid_()  # 1 - p_y
+        e = self.label_smoothing
+        if total is None or not e:
+            return losses, -wrong, wrong, None
+        weights = self.class_weights()
         if weights is None:
-            return losses + self.label_smoothing * (target - total / classes)
+            smoothed = losses + e * (target - total / num_classes)
+            return smoothed, e - wrong, wrong, torch.full_like(total, -e / num_classes)
         # the head multiplies by the label's weight; smoothing's share has every class's own
-        spread = (weights.sum() * log_sum - total) / (classes * weights[labels])
-        return (1 - self.label_smoothing) * losses + self.label_smoothing * spread
+        weights = weights.to(target.dtype)
+        share = e / (num_classes * weights[labels])
+        of_log_sum = share * weights.sum()
+        smoothed = (1 - e) * losses + of_log_sum * (losses + target) - share * total
+        return smoothed, of_log_sum - (1 - e + of_log_sum) * wrong, (1 - e + of_log_sum) * wrong, -share
 
     def extra_repr(self) -> str:
         """label_smoothing, and whether there are weights."""

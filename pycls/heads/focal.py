@@ -1,5 +1,6 @@
 """Focal loss (Lin et al., ICCV 2017), in its softmax form."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,10 +27,16 @@ class Focal(SoftmaxCriterion):
             raise ValueError(f"gamma is not negative, not {gamma}")
         self.gamma = gamma
 
-    def forward(self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, classes: int) -> Tensor:
+    def value_and_grads(
+        self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, num_classes: int
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         """1 - p_y is sigmoid(others - target): its logarithm keeps any power finite."""
         gap = others - target
-        return (self.gamma * F.logsigmoid(gap)).exp() * -F.logsigmoid(-gap)
+        losses = F.softplus(gap, threshold=60)  # -log p_y
+        power = (self.gamma * F.logsigmoid(gap)).exp()  # (1 - p_y)^gamma
+        # d(1 - p_y) / dgap = p_y (1 - p_y)
+        slope = power * (self.gamma * torch.sigmoid(-gap) * losses + gap.sigmoid())
+        return power * losses, -slope, slope, None
 
     def extra_repr(self) -> str:
         """gamma."""

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.codes import TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.form import TINY, Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Domain, Queries, Similarity, Target
+from pycls.heads.ops.spec import TINY, ScoreSpec
+from pycls.heads.parts import Domain, Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES
 
 
@@ -32,29 +31,14 @@ class Linear(Similarity):
         self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, 0.01))
         if bias:
             self.bias = nn.Parameter(torch.zeros(num_classes))
-        self.form = Form()
+        self.spec = ScoreSpec()
         self.domain = None if bias else "cosine"
-        self.needs_norms = self.needs_feature_norms = not bias
+        self.needs_squared_norm = self.needs_feature_norm = not bias
 
-    def queries(self, features: Tensor) -> Queries:
-        """The features as they are."""
-        return Queries(features)
-
-    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
-        """cos = w.x / (|w| |x|)."""
-        return u / self._norms(target)
-
-    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
+    def margin_map(self, target: Target) -> tuple[Tensor, float]:
         """|w| |x| cos."""
-        return value * self._norms(target)
-
-    def target_code(self) -> TargetCode:
-        """Without a bias |w| |x| cos."""
-        return TargetCode(TargetKind.NONE if self.domain is None else TargetKind.OVER_BOTH)
-
-    def _norms(self, target: Target) -> Tensor:
         assert target.feature_norm is not None and target.squared_norm is not None
-        return target.feature_norm * target.squared_norm.clamp(min=TINY).sqrt()
+        return target.feature_norm * target.squared_norm.clamp(min=TINY).sqrt(), 0.0
 
 
 @HEADS.register("softmax")

@@ -1,13 +1,13 @@
 """Heads for long-tailed training sets: LDAM, logit adjustment, balanced softmax. They know the classes' counts."""
 
+import torch
 from torch import Tensor
 
-from pycls.heads.codes import MarginCode, MarginKind
 from pycls.heads.cosine import Cosine
 from pycls.heads.cross_entropy import ClassBalanced, CrossEntropy, as_counts
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
-from pycls.heads.parts import Margin
+from pycls.heads.parts import Margin, Target
 from pycls.registry import CRITERIA, HEADS, MARGINS
 
 
@@ -35,13 +35,9 @@ class LabelDistributionMargin(Margin):
         self.max_margin = max_margin
         self.register_buffer("margins", max_margin * shape / shape.max())
 
-    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+    def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """cos - m_y."""
-        return measure - self.margins[labels].to(measure.dtype)
-
-    def code(self) -> MarginCode:
-        """cos - m_y."""
-        return MarginCode(MarginKind.LESS_COSINE, margins=self.margins.double())
+        return value - self.margins[labels].to(value.dtype), torch.ones_like(value)
 
     def extra_repr(self) -> str:
         """max_margin."""

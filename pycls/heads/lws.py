@@ -6,40 +6,35 @@ import torch
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.form import Form
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity
-from pycls.heads.parts_native import parts_for
-from pycls.heads.prototypes import Prototypes, Recipe
+from pycls.heads.ops.derived_weight import DerivedWeight, Prototypes
+from pycls.heads.ops.spec import ScoreSpec
+from pycls.heads.parts import Similarity
 from pycls.registry import HEADS, SIMILARITIES
 
 
-class ScaledRows(Recipe):
+class ScaledRows(DerivedWeight):
     """f_j w_j [K, D] and f_j b_j [K] of weights w, biases b and factors f."""
 
     @staticmethod
-    def make(of: Sequence[Tensor], out: Tensor | None) -> Prototypes:
+    def forward(inputs: Sequence[Tensor], out: Tensor | None) -> Prototypes:
         """The products."""
-        weight, bias, factor = of
-        parts = parts_for([weight], [bias, factor])
-        rows = parts.scale(weight, factor, out=out) if parts else torch.mul(weight, factor[:, None], out=out)
-        return Prototypes(rows, factor * bias)
+        weight, bias, factor = inputs
+        return Prototypes(torch.mul(weight, factor[:, None], out=out), factor * bias)
 
     @staticmethod
-    def pull(of: Sequence[Tensor], rows: Tensor, by: Sequence[Tensor | None], into: Sequence[Tensor | None]) -> None:
-        """The products' rule."""
-        (weight, bias, factor), (by_rows, by_numbers, _), (by_weight, by_bias, by_factor) = of, by, into
-        assert by_rows is not None and by_numbers is not None
-        parts = parts_for([weight], [bias, factor])
-        if parts is not None:
-            parts.scale_back(of, by_rows, by_numbers, into)
-            return
-        if by_factor is not None:
-            by_factor.copy_((by_rows * weight).sum(dim=1).add_(by_numbers * bias))
-        if by_weight is not None:
-            by_weight.copy_(by_rows * factor[:, None])
-        if by_bias is not None:
-            by_bias.copy_(by_numbers * factor)
+    def backward(
+        inputs: Sequence[Tensor], rows: Tensor, grad_outputs: Sequence[Tensor | None], grad_inputs: Sequence[Tensor | None]
+    ) -> None:
+        """The product rule."""
+        (weight, bias, factor), (by_rows, by_bias, _), (grad_weight, grad_bias, grad_factor) = inputs, grad_outputs, grad_inputs
+        assert by_rows is not None and by_bias is not None
+        if grad_factor is not None:
+            torch.add(torch.linalg.vecdot(by_rows, weight), by_bias * bias, out=grad_factor)
+        if grad_weight is not None:
+            torch.mul(by_rows, factor[:, None], out=grad_weight)
+        if grad_bias is not None:
+            torch.mul(by_bias, factor, out=grad_bias)
 
 
 @SIMILARITIES.register("scaled_linear")
@@ -58,13 +53,9 @@ class ScaledLinear(Similarity):
         self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, 0.01))
         self.bias = nn.Parameter(torch.zeros(num_classes))
         self.factor = nn.Parameter(torch.ones(num_classes))
-        self.form = Form()
+        self.spec = ScoreSpec()
 
-    def queries(self, features: Tensor) -> Queries:
-        """The features as they are."""
-        return Queries(features)
-
-    def prototypes(self) -> Recipe:
+    def prototypes(self) -> DerivedWeight:
         """f_j w_j and f_j b_j."""
         assert self.bias is not None
         return ScaledRows(self.weight, self.bias, self.factor)

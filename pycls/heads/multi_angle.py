@@ -1,17 +1,15 @@
 """Multiplicative angular margins: L-Softmax (Liu et al., ICML 2016) and SphereFace (Liu et al., CVPR 2017)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.codes import MarginCode, MarginKind, TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.form import Form
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
-from pycls.heads.parts import Margin, Queries, Similarity, Target
+from pycls.heads.ops.spec import ScoreSpec
+from pycls.heads.parts import Margin, Similarity, Target
 from pycls.registry import HEADS, MARGINS, SIMILARITIES
 
 
@@ -26,30 +24,17 @@ class Projection(Similarity):
 
     name = "projection"
     domain = "cosine"
-    needs_feature_norms = True
+    needs_feature_norm = True
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, in_features**-0.5))
-        self.form = Form("cosine")
+        self.spec = ScoreSpec("cosine")
 
-    def queries(self, features: Tensor) -> Queries:
-        """The features as they are."""
-        return Queries(features)
-
-    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
-        """u / |x|."""
-        assert target.feature_norm is not None
-        return u / target.feature_norm
-
-    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
+    def margin_map(self, target: Target) -> tuple[Tensor, float]:
         """|x| cos."""
         assert target.feature_norm is not None
-        return value * target.feature_norm
-
-    def target_code(self) -> TargetCode:
-        """|x| cos."""
-        return TargetCode(TargetKind.OVER_FEATURE)
+        return target.feature_norm, 0.0
 
 
 @MARGINS.register("multi_angle")
@@ -104,15 +89,13 @@ class MultiAngle(Margin):
         shrunk = t * math.log(self.decay) if self.decay else -self.power * torch.log1p(self.gamma * t)
         return (self.base * shrunk.exp()).clamp(min=self.least)
 
-    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
+    def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """The blend of cos and psi."""
-        harder, blend = psi(measure, self.value), self.annealed(measure.dtype)
-        return torch.lerp(harder, measure, blend / (1 + blend)) if isinstance(blend, Tensor) else harder
-
-    def code(self) -> MarginCode:
-        """With the blend's share of the cosine."""
-        blend = float(self.annealed(torch.float32))
-        return MarginCode(MarginKind.MULTI_ANGLE, self.value, blend / (1 + blend))
+        (harder, slope), blend = psi(value, self.value), self.annealed(value.dtype)
+        if not isinstance(blend, Tensor):
+            return harder, slope
+        share = blend / (1 + blend)
+        return torch.lerp(harder, value, share), torch.lerp(slope, torch.ones_like(slope), share)
 
     def advance(self) -> None:
         """One more training pass."""
@@ -123,39 +106,22 @@ class MultiAngle(Margin):
         return f"margin={self.value}, lambda from {self.base} to {self.least}"
 
 
-def psi(cos: Tensor, m: int) -> Tensor:
-    """``(-1)^k cos(m theta) - 2k``, falling from 1 at theta = 0 to 1 - 2m at pi; of the cosine, exact."""
-    result: Tensor = _Psi.apply(cos, m)
-    return result
-
-
-class _Psi(torch.autograd.Function):
-    """psi with its slope ``(-1)^k m U_{m-1}(cos)``, U the Chebyshev polynomial of the second kind."""
-
-    @staticmethod
-    def forward(ctx: Any, cos: Tensor, m: int) -> Tensor:  # type: ignore[override]
-        square = cos.square()
-        if m == 1:
-            value, slope = cos.clone(), torch.ones_like(cos)
-        elif m == 2:
-            value, slope = 2 * square - 1, 4 * cos
-        elif m == 3:
-            value, slope = (4 * square - 3).mul_(cos), 12 * square - 3
-        else:
-            value, slope = (square - 1).mul_(8 * square).add_(1), (32 * square - 16).mul_(cos)
-        if m > 1:
-            # at the ends of the intervals value and slope go on, so that rounding may take either
-            k = cos.clamp(-1, 1).acos_().mul_(m / math.pi).floor_().clamp_(max=m - 1)
-            sign = 1 - 2 * torch.remainder(k, 2)
-            value, slope = value.mul_(sign).sub_(k, alpha=2), slope.mul_(sign)
-        ctx.save_for_backward(slope)
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (slope,) = ctx.saved_tensors
-        return grad * slope, None
+def psi(cos: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """``(-1)^k cos(m theta) - 2k``, falling from 1 at theta = 0 to 1 - 2m at pi, of the cosine, exact; and its slope
+    ``(-1)^k m U_{m-1}(cos)``, U the Chebyshev polynomial of the second kind."""
+    if m == 1:
+        return cos.clone(), torch.ones_like(cos)
+    square = cos.square()
+    if m == 2:
+        value, slope = 2 * square - 1, 4 * cos
+    elif m == 3:
+        value, slope = (4 * square - 3).mul_(cos), 12 * square - 3
+    else:
+        value, slope = (square - 1).mul_(8 * square).add_(1), (32 * square - 16).mul_(cos)
+    # at the ends of the intervals value and slope go on, so that rounding may take either
+    k = cos.clamp(-1, 1).acos_().mul_(m / math.pi).floor_().clamp_(max=m - 1)
+    sign = 1 - 2 * torch.remainder(k, 2)
+    return value.mul_(sign).sub_(k, alpha=2), slope.mul_(sign)
 
 
 @HEADS.register("lsoftmax")

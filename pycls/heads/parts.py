@@ -1,6 +1,6 @@
 """The four roles a head is composed of: similarity, margin, criterion, auxiliary.
 
-A *similarity* compares features with prototypes. A *margin* makes the target's measure harder to satisfy in training.
+A *similarity* compares features with prototypes. A *margin* makes the target's score harder to satisfy in training.
 A *criterion* turns logits and labels into a loss. An *auxiliary* adds a further loss. ``pycls/heads/head.py`` puts them
 together.
 """
@@ -11,29 +11,43 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.codes import MarginCode, TargetCode
-from pycls.heads.form import TINY, Form
-from pycls.heads.gram import Scores, gram_scores
-from pycls.heads.prototypes import Prototypes, Recipe
+from pycls.heads.ops.derived_weight import DerivedWeight, Prototypes
+from pycls.heads.ops.fused import Scores, class_scores
+from pycls.heads.ops.loss import ClosedForm
+from pycls.heads.ops.spec import TINY, ScoreSpec
 
 if TYPE_CHECKING:
-    from pycls.heads.parallel import ClassShard
+    from pycls.heads.parallel.shards import ClassShard
 
 Domain = Literal["cosine", "distance"]
 
 
-class Queries(NamedTuple):
-    """The features as the prototypes see them.
+class FeatureInput(NamedTuple):
+    """The features as they are compared with the prototypes.
 
     Attributes:
         x: [N, D].
-        length: what they are stretched or shrunk to, a number or a 0-dim tensor; None for as they are. A zero row stays.
+        target_norm: the norm that they are given first, a number or a 0-dim tensor; None for their own. A zero row stays.
         products: the half-precision type in which they are multiplied with the prototypes; None for their own.
     """
 
     x: Tensor
-    length: Tensor | float | None = None
+    target_norm: Tensor | float | None = None
     products: torch.dtype | None = None
+
+
+class Target(NamedTuple):
+    """What is known of the samples' target classes, as far as a score or a margin depends on it.
+
+    Attributes:
+        feature_norm: [N], |x|, if similarity or margin ``needs_feature_norm``.
+        squared_norm: [N], |w_y|^2, if the similarity ``needs_squared_norm``.
+        log_determinant: [N], of the class's covariance, if it has one.
+    """
+
+    feature_norm: Tensor | None = None
+    squared_norm: Tensor | None = None
+    log_determinant: Tensor | None = None
 
 
 class Similarity(nn.Module):
@@ -42,10 +56,10 @@ class Similarity(nn.Module):
     Attributes:
         weight: the prototypes [K * num_centers, D].
         bias: [K], or None.
-        form: how the measure u and the logits follow from the products (see ``gram.py``).
+        spec: how the score u and the logits follow from the products (see ``ops/fused.py``).
         domain: what a margin may act on: ``"cosine"``, ``"distance"`` (squared), or None for no margin at all.
-        needs_feature_norms: whether what a margin acts on needs the features' norms.
-        needs_norms: whether it needs the norm of the target's prototype.
+        needs_feature_norm: whether :meth:`margin_map` needs the features' norms.
+        needs_squared_norm: whether it needs the squared norm of the target's prototype.
         log_likelihood: whether the logits are log-likelihoods of the features (up to a constant).
         half_products: whether the products may be made in half precision; not where large ones are to cancel that are rounded
             apart from each other.
@@ -54,13 +68,13 @@ class Similarity(nn.Module):
     """
 
     domain: ClassVar[Domain | None] = None
-    needs_feature_norms: bool = False
-    needs_norms: bool = False
+    needs_feature_norm: bool = False
+    needs_squared_norm: bool = False
     log_likelihood: ClassVar[bool] = False
     half_products: bool = True
     weight: nn.Parameter
     bias: nn.Parameter | None
-    form: Form
+    spec: ScoreSpec
     chunk: int = 0
     shard: "ClassShard | None" = None
 
@@ -71,86 +85,85 @@ class Similarity(nn.Module):
     @property
     def num_classes(self) -> int:
         """K."""
-        return self.shard.classes if self.shard is not None else len(self.weight) // self.form.num_centers
+        return self.shard.classes if self.shard is not None else len(self.weight) // self.spec.num_centers
 
-    @abstractmethod
-    def queries(self, features: Tensor) -> Queries:
-        """What depends on the features alone."""
+    def inputs(self, features: Tensor) -> FeatureInput:
+        """What depends on the features alone; as they are, unless overridden."""
+        return FeatureInput(features)
 
-    def prototypes(self) -> Prototypes | Recipe:
-        """What depends on the prototypes alone; a recipe where they are not what is learned, but made of it."""
+    def prototypes(self) -> Prototypes | DerivedWeight:
+        """What depends on the prototypes alone."""
         return Prototypes(self.weight, self.bias)
 
-    def link_scale(self) -> Tensor | None:
-        """0-dim tensor handed to the form's link, or None."""
+    def logit_scale(self) -> Tensor | None:
+        """0-dim tensor that multiplies the spec's logit transform, or None."""
         return None
 
-    def to_margin_domain(self, u: Tensor, target: "Target") -> Tensor:
-        """The cosine or squared distance behind the measure u [N]. Only called if there is a domain."""
-        raise AssertionError(f"{type(self).__name__} has no margin domain")
+    def margin_map(self, target: Target) -> tuple[Tensor | float, Tensor | float]:
+        """(factor, shift) with score = factor v + shift of the cosine or squared distance v; each a number, 0-dim or [N].
 
-    def from_margin_domain(self, value: Tensor, target: "Target") -> Tensor:
-        """Inverse of :meth:`to_margin_domain`."""
-        raise AssertionError(f"{type(self).__name__} has no margin domain")
-
-    def target_code(self) -> TargetCode | None:
-        """The two above for the compiled loss, to be said by the class that has them; None for one that it does not know."""
-        return TargetCode() if self.domain is None else None
-
-    def link(self, u: Tensor) -> Tensor:
-        """Logit of measure u [N], differentiable."""
-        return u
+        Only called if there is a domain.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no margin domain")
 
     def scores(
         self,
-        queries: Queries,
+        inputs: FeatureInput,
         targets: Tensor | None = None,
         *,
         reduce: bool = False,
         total: bool | Tensor = False,
         offset: Tensor | None = None,
+        step: Tensor | int = 0,
     ) -> Scores:
-        """One pass over the prototypes; see :func:`pycls.heads.gram.gram_scores`."""
+        """One pass over the prototypes; see :func:`pycls.heads.ops.fused.class_scores`. ``step`` is the number of training
+        passes so far, for the sampling of sharded classes."""
         if self.shard is not None:
-            return self.shard.scores(self, queries, targets, total=total, offset=offset)
-        return gram_scores(
-            queries.x, self.prototypes(), self.form, length=queries.length, scale=self.link_scale(), offset=offset,
-            targets=targets, reduce=reduce, total=total, norms=self.needs_norms and targets is not None,
-            chunk=self.chunk, products=queries.products,
+            return self.shard.scores(self, inputs, targets, total=total, offset=offset, step=step)
+        return class_scores(
+            inputs.x, self.prototypes(), self.spec, target_norm=inputs.target_norm, scale=self.logit_scale(), offset=offset,
+            targets=targets, reduce=reduce, total=total, squared_norms=self.needs_squared_norm and targets is not None,
+            chunk=self.chunk, products=inputs.products,
         )
-
-
-class Target(NamedTuple):
-    """A sample's target class, as far as its measure may depend on it.
-
-    Attributes:
-        feature_norm: [N], |x|, if the similarity ``needs_feature_norms``.
-        squared_norm: [N], |w_y|^2, if the similarity ``needs_norms``.
-        log_determinant: [N], of the class's covariance, if it has one.
-    """
-
-    feature_norm: Tensor | None
-    squared_norm: Tensor | None
-    log_determinant: Tensor | None
 
 
 class Margin(nn.Module):
     """What is asked of the target class in training, as a change of its cosine or squared distance.
 
+    A margin has one of two methods: :meth:`value_and_slope` (quick), or :meth:`forward`, differentiated by autograd. One with
+    parameters, or whose value depends on the features' norm with a gradient, needs ``forward``.
+
     Attributes:
         domain: which of the two it acts on.
+        needs_feature_norm: whether it needs ``target.feature_norm``.
     """
 
     domain: ClassVar[Domain]
+    needs_feature_norm: bool = False
 
-    @abstractmethod
-    def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
-        """The target's measure [N] with the margin; ``labels`` int64 [N], clamped to 0 where there is no target."""
+    def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """The cosine or squared distance with the margin, and its derivative by ``value``.
 
-    def code(self) -> MarginCode | None:
-        """The margin as it is now for the compiled loss, to be said by the class that has ``forward``; None for one that it
-        does not know."""
-        return None
+        Args:
+            value: cosine or squared distance of the targets, [N]; not to be overwritten.
+            labels: int64 [N], clamped to 0 where there is no target.
+            target: what else is known of the targets.
+
+        Returns:
+            Value and slope, [N] each, in new memory.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither value_and_slope nor forward")
+
+    def forward(self, value: Tensor, labels: Tensor, target: Target | None = None) -> Tensor:
+        """The cosine or squared distance [N] with the margin, differentiable by ``value``."""
+        target = target or Target()
+        result: Tensor = ClosedForm.apply(lambda v: self.value_and_slope(v, labels, target), value)
+        return result
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether value and slope come from :meth:`value_and_slope`."""
+        return type(self).forward is Margin.forward
 
     def advance(self) -> None:
         """Called once a training step, after the loss: moves the buffers of an annealing schedule."""
@@ -173,14 +186,14 @@ class Criterion(nn.Module):
 class SoftmaxCriterion(Criterion):
     """A criterion that looks at the logits only through the target's, the log-sum-exp of the others and their sum.
 
+    It has one of two methods: :meth:`value_and_grads` (quick), or :meth:`forward`, differentiated by autograd, which one with
+    parameters needs.
+
     Attributes:
         uses_total: whether it needs the sum.
-        plain: whether it is ``log(1 + exp(others - target))``, which the compiled loss knows; to be said by the class that
-            has ``forward``.
     """
 
     uses_total: bool = False
-    plain: bool = False
 
     def offset(self) -> Tensor | None:
         """[K], added to all logits before they are compared; None for nothing.
@@ -189,17 +202,33 @@ class SoftmaxCriterion(Criterion):
         """
         return None
 
-    @abstractmethod
-    def forward(self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, classes: int) -> Tensor:
-        """Loss a sample, [N].
+    def value_and_grads(
+        self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, num_classes: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Loss a sample, and its derivatives by ``target``, ``others`` and ``total`` (None if it is not used); [N] each.
 
         Args:
-            target: logit of the target with its margin, [N].
+            target: logit of the target with its margin, [N]; not to be overwritten.
             others: log-sum-exp of the other logits, [N].
             total: sum of all logits with the target's margin, [N], if ``uses_total``.
             labels: int64 [N], clamped to 0 where there is no target.
-            classes: K.
+            num_classes: K.
         """
+        raise NotImplementedError(f"{type(self).__name__} has neither value_and_grads nor forward")
+
+    def forward(
+        self, target: Tensor, others: Tensor, total: Tensor | None, labels: Tensor, num_classes: int
+    ) -> Tensor:
+        """Loss a sample [N], differentiable; arguments as of :meth:`value_and_grads`."""
+        result: Tensor = ClosedForm.apply(
+            lambda t, o, s: self.value_and_grads(t, o, s, labels, num_classes), target, others, total
+        )
+        return result
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether value and slopes come from :meth:`value_and_grads`."""
+        return type(self).forward is SoftmaxCriterion.forward
 
 
 class LogitsCriterion(Criterion):
@@ -238,11 +267,6 @@ class Auxiliary(nn.Module):
             weights: [N], the share of each sample in the mean (0 where there is no target).
         """
 
-    def of_mean_logit(self) -> float | None:
-        """For the compiled loss, to be said by the class that has ``forward``: the number of which the loss is the product
-        with the mean of the targets' logits; None for another loss."""
-        return None
-
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Called once a training step, after the loss: moves buffers such as centres. ``weights`` are 0, lam or 1."""
 
@@ -254,7 +278,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
-    """Autograd's own way back from a norm is five operations over [N, D]; this is one."""
+    """Autograd's own backward of a norm is five operations over [N, D]; this is one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]

@@ -5,33 +5,34 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.codes import TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.form import Form, Link
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity, Target
+from pycls.heads.ops.spec import LogitTransform, ScoreSpec
+from pycls.heads.parts import Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES
 
 _TO_BASE_2 = math.log2(math.e)
 
 
-class _Exponential(Link):
+class Exponential(LogitTransform):
     """z = exp(u), in place."""
 
-    compiled = (1, 0.0)
+    kernel_id = 1
 
-    def apply_(self, u: Tensor, scale: Tensor | None) -> Tensor:
-        return u.mul_(_TO_BASE_2).exp2_()  # several times as quick as the natural exponential
+    def forward_(self, score: Tensor, scale: Tensor | None) -> Tensor:
+        """exp(u)."""
+        return score.mul_(_TO_BASE_2).exp2_()  # several times as quick as the natural exponential
 
-    def pull_(self, grad: Tensor, z: Tensor, scale: Tensor | None) -> Tensor:
-        return grad.mul_(z)
+    def backward_(self, grad: Tensor, logits: Tensor, scale: Tensor | None) -> Tensor:
+        """exp(u) is its own slope."""
+        return grad.mul_(logits)
 
 
 @SIMILARITIES.register("rbf")
 class RadialBasis(Similarity):
     """``z_j = s exp(-|x - w_j|^2 / gamma)``, by ``|x - w|^2 = |x|^2 - 2 x.w + |w|^2``.
 
-    The measure is ``u = ln s - |x - w|^2 / gamma`` and the logit ``exp(u)``.
+    The score is ``u = ln s - |x - w|^2 / gamma`` and the logit ``exp(u)``.
 
     Args:
         in_features: D.
@@ -52,28 +53,12 @@ class RadialBasis(Similarity):
         if scale <= 0 or gamma <= 0:
             raise ValueError(f"scale and gamma of an RBF are positive, not {scale} and {gamma}")
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, in_features)))
-        self.form = Form("distance", 1 / gamma, math.log(scale), _Exponential())
+        self.spec = ScoreSpec("distance", 1 / gamma, math.log(scale), Exponential())
         self.scale, self.gamma = scale, gamma
 
-    def queries(self, features: Tensor) -> Queries:
-        """The features as they are."""
-        return Queries(features)
-
-    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
-        """|x - w|^2 = gamma (ln s - u)."""
-        return self.gamma * (math.log(self.scale) - u)
-
-    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
+    def margin_map(self, target: Target) -> tuple[float, float]:
         """ln s - |x - w|^2 / gamma."""
-        return math.log(self.scale) - value / self.gamma
-
-    def target_code(self) -> TargetCode:
-        """ln s - |x - w|^2 / gamma."""
-        return TargetCode(TargetKind.DISTANCE, self.form.constant, self.form.rate)
-
-    def link(self, u: Tensor) -> Tensor:
-        """exp(u)."""
-        return u.exp()
+        return -self.spec.rate, self.spec.constant
 
     def extra_repr(self) -> str:
         """scale, gamma."""

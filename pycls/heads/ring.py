@@ -1,6 +1,6 @@
 """Ring loss (Zheng, Pal, Savvides, CVPR 2018)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -8,34 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.form import TINY
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
+from pycls.heads.ops.spec import TINY
 from pycls.heads.parts import Auxiliary, norm
-from pycls.heads.parts_native import Parts, parts_for
 from pycls.registry import AUXILIARIES, HEADS
 
 Variant = Literal["l2", "l1", "relative"]
-
-
-class _Ring(torch.autograd.Function):
-    """The loss of x [N, D] with these norms [N] and their mean, scalar; ``norms`` is overwritten."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, radius: Tensor, norms: Tensor, mean: float, weights: Tensor, weight: float, variant: Variant,
-        parts: Parts,
-    ) -> Tensor:  # fmt: skip
-        value, ctx.by_radius = parts.ring_(norms, weights, mean, float(radius), weight, variant)
-        ctx.parts = parts
-        ctx.save_for_backward(x, norms)
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, factors = ctx.saved_tensors
-        return ctx.parts.scale(x, factors, float(grad)), grad * ctx.by_radius, *(None,) * 6
 
 
 @AUXILIARIES.register("ring")
@@ -67,9 +46,6 @@ class RingLoss(Auxiliary):
 
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, or its variant."""
-        parts = parts_for([features], [weights])
-        if parts is not None:
-            return self._compiled(parts, features, weights)
         norms = norm(features)
         counted = (weights > 0).to(norms.dtype)
         mean = (norms * counted).sum() / counted.sum().clamp(min=1)
@@ -80,14 +56,6 @@ class RingLoss(Auxiliary):
             return self.weight * (F.smooth_l1_loss(gaps, torch.zeros_like(gaps), reduction="none") * weights).sum()
         loss = self.weight / 2 * (gaps.square() * weights).sum()
         return loss / mean.clamp(min=TINY) if self.variant == "relative" else loss
-
-    def _compiled(self, parts: Parts, features: Tensor, weights: Tensor) -> Tensor:
-        """The same by compiled C, on a processor: whether the radius has started can be seen there."""
-        norms, mean = parts.norms(features, weights)
-        if self.training and (_shared() or not self.started):
-            self._start(features.new_full((), mean))
-        loss: Tensor = _Ring.apply(features, self.radius, norms, mean, weights, self.weight, self.variant, parts)
-        return loss
 
     @torch.no_grad()
     def _start(self, mean: Tensor) -> None:

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pycls.heads.esf import log_ratio_of_others
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
+from pycls.heads.ops.polynomials import log_ratio_of_others
+from pycls.heads.ops.topk import topk_losses
 from pycls.heads.parts import LogitsCriterion
-from pycls.heads.topk_native import topk_losses
 from pycls.registry import CRITERIA, HEADS
 
 MANY_CLASSES = 50

@@ -3,45 +3,44 @@
 import torch
 from torch import Tensor, nn
 
-from pycls.heads.codes import TargetCode, TargetKind
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.form import Form, Link
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity, Target
+from pycls.heads.ops.spec import LogitTransform, ScoreSpec
+from pycls.heads.parts import FeatureInput, Similarity, Target
 from pycls.heads.scale import Scale
 from pycls.registry import HEADS, SIMILARITIES
 
 
-class _StudentT(Link):
+class StudentT(LogitTransform):
     """z = s phi(u), phi = (1 + u) / (1 + kappa (1 - u)) - 1 = 1 - (1 + 2 kappa) d / (1 + kappa d) with d = 1 - u.
 
     d is exact where u is close to 1 and the slope is steep; that is where precision is needed.
     """
 
+    kernel_id = 2
+
     def __init__(self, kappa: float) -> None:
-        self.kappa = kappa
+        self.kappa = self.kernel_constant = kappa
 
-    @property
-    def compiled(self) -> tuple[int, float]:
-        """Number and kappa."""
-        return 2, self.kappa
-
-    def apply_(self, u: Tensor, scale: Tensor | None) -> Tensor:
+    def forward_(self, score: Tensor, scale: Tensor | None) -> Tensor:
+        """s phi(u)."""
         assert scale is not None
-        d = u.neg_().add_(1)
-        d.div_(torch.add(u.new_ones(()), d, alpha=self.kappa))
+        d = score.neg_().add_(1)
+        d.div_(torch.add(score.new_ones(()), d, alpha=self.kappa))
         return d.mul_(-1 - 2 * self.kappa).add_(1).mul_(scale)
 
-    def pull_(self, grad: Tensor, z: Tensor, scale: Tensor | None) -> Tensor:
+    def backward_(self, grad: Tensor, logits: Tensor, scale: Tensor | None) -> Tensor:
+        """By phi, whose slope it is a function of."""
         # dphi/du = (1 + 2 kappa) / (1 + kappa (1 - u))^2 = (1 + kappa (1 + phi))^2 / (1 + 2 kappa)
         assert scale is not None
         root = (scale / (1 + 2 * self.kappa)).sqrt()  # of what is left of the slope: it goes into both factors
-        above = torch.addcmul((1 + self.kappa) * root, z, root / scale, value=self.kappa)
+        above = torch.addcmul((1 + self.kappa) * root, logits, root / scale, value=self.kappa)
         return grad.mul_(above).mul_(above)
 
-    def measure(self, z: Tensor, scale: Tensor | None) -> Tensor:
+    def score_of(self, logits: Tensor, scale: Tensor | None) -> Tensor:
+        """The cosine."""
         assert scale is not None
-        k, phi = self.kappa, z / scale
+        k, phi = self.kappa, logits / scale
         return torch.add(phi.new_full((), k), phi, alpha=1 + k).div_(phi.mul_(k).add_(1 + k))
 
 
@@ -69,7 +68,7 @@ class TVMF(Similarity):
             raise ValueError(f"kappa is above -1/2, not {kappa}")
         self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, in_features**-0.5))
         self.kappa = kappa
-        self.form = Form("cosine", link=_StudentT(kappa))
+        self.spec = ScoreSpec("cosine", transform=StudentT(kappa))
         self.scaling = Scale(0.0, "softplus", num_classes)
 
     @property
@@ -77,30 +76,17 @@ class TVMF(Similarity):
         """s, 0-dim."""
         return self.scaling()
 
-    def link_scale(self) -> Tensor:
+    def logit_scale(self) -> Tensor:
         """s."""
         return self.scale
 
-    def queries(self, features: Tensor) -> Queries:
+    def inputs(self, features: Tensor) -> FeatureInput:
         """x / |x|."""
-        return Queries(features, length=1.0)
+        return FeatureInput(features, target_norm=1.0)
 
-    def to_margin_domain(self, u: Tensor, target: Target) -> Tensor:
-        """The measure is the cosine."""
-        return u
-
-    def from_margin_domain(self, value: Tensor, target: Target) -> Tensor:
-        """The measure is the cosine."""
-        return value
-
-    def target_code(self) -> TargetCode:
-        """The measure is the cosine: the length is 1."""
-        return TargetCode(TargetKind.OVER_LENGTH)
-
-    def link(self, u: Tensor) -> Tensor:
-        """s phi(u)."""
-        d = 1 - u
-        return self.scale * (1 - (1 + 2 * self.kappa) * d / (1 + self.kappa * d))
+    def margin_map(self, target: Target) -> tuple[float, float]:
+        """The score is the cosine."""
+        return 1.0, 0.0
 
     def extra_repr(self) -> str:
         """kappa."""

@@ -6,10 +6,13 @@ float32's rounding), and features that arrive in half precision are not rounded 
 gradient by the products, before the two products back.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_NOTHING = nullcontext()
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -24,6 +27,12 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
         return None
     dtype = torch.get_autocast_dtype("cuda")
     return dtype if dtype in HALF else None
+
+
+def float_products(x: Tensor) -> AbstractContextManager[object]:
+    """A context outside of autocast for x's device. To ask first is quicker than to leave what was never entered."""
+    kind = "cpu" if x.is_cpu else x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
 
 
 def sum_type(x: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-/* The top-k SVMs' losses and gradients, a row of scores at a time while it is in the cache: see topk_native.py.
+/* The top-k SVMs' losses and gradients, a row of scores at a time while it is in the cache: see topk.py.
  *
  * Of each row z [c] and its label y: the k + 1 largest scores of the others; then the hard loss alpha + (z_[k] - s_y) / k where
  * that is positive, or the smooth one

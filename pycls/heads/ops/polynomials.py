@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from pycls.heads.power_sums import MOST_PLACES, LogRatio
+from pycls.heads.ops.power_sums import MOST_PLACES, LogRatio
 
 GROUPS = 32
 """Numbers multiplied into polynomials side by side: the columns of a step."""

@@ -1,6 +1,6 @@
 """The top-k SVMs' losses and their gradients by compiled C (``topk.c``), in one pass over the scores.
 
-By torch's operations, which do the same elsewhere (``topk_svm.py``, ``power_sums.py``), they are some thirty passes.
+By torch's operations, which do the same elsewhere (``../topk_svm.py``, ``power_sums.py``), they are some thirty passes.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycls.heads.operands import plain, threads_for
+from pycls.heads.ops.cpu_backend import is_plain, threads_for
 from pycls.runtime.native import compiled
 
 SOURCE = Path(__file__).with_name("topk.c")
@@ -37,7 +37,7 @@ def topk_losses(
     """
     if torch.compiler.is_compiling() or k > MOST_PLACES or not labels.is_contiguous() or not len(labels):
         return None
-    if not plain(logits, target) or not labels.is_cpu or _function() is None:
+    if not is_plain(logits, target) or not labels.is_cpu or _function() is None:
         return None
     apart = 0.0 if tau is None or not threshold else k * tau * math.log(threshold)
     losses: Tensor = _TopK.apply(logits, target, labels, k, alpha, 1.0 if tau is None else tau, apart, tau is not None)

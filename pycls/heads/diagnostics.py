@@ -16,6 +16,8 @@ from pycls.heads.cosine import Cosine
 from pycls.heads.head import Head
 from pycls.heads.long_tail import LabelDistributionMargin
 from pycls.heads.multi_angle import MultiAngle
+from pycls.heads.ops.loss import moved_logit, transformed
+from pycls.heads.parts import norm
 from pycls.heads.rbf_softmax import RadialBasis
 from pycls.heads.scale import adacos_scale
 
@@ -105,7 +107,7 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
     x, y = features.detach()[keep].to(weight.dtype), labels[keep]
     lengths = weight.norm(dim=1)
     cos = (torch.nn.functional.normalize(x, dim=1) @ weight.t()).div_(lengths.clamp(min=1e-12))  # no copy of the prototypes
-    if similarity.form.num_centers > 1:
+    if similarity.spec.num_centers > 1:
         cos = cos.view(len(x), similarity.num_classes, -1).amax(dim=2)
     own = cos.gather(1, y[:, None])[:, 0]
     nearest = cos.scatter(1, y[:, None], -2.0).amax(dim=1)
@@ -115,19 +117,20 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
         "feature_norm": x.norm(dim=1).mean(),
         "weight_norm": lengths.mean(),
     }
-    queries = similarity.queries(x)
-    scores = similarity.scores(queries, y[:, None])
+    scores = similarity.scores(similarity.inputs(x), y[:, None])
     was_training = head.training
     head.train()  # for the margin; nothing is advanced here
-    plain, target = head._target_logits(scores, queries, y, 0)
+    step, *score_map = head.target_step(scores, norm(x), y, 0)
     head.train(was_training)
+    scale = similarity.logit_scale()
+    plain, target = transformed(scores.score[0], scale, step.transform), moved_logit(step, scores.score[0], scale, *score_map)
     assert scores.logits is not None, "nothing was asked to be reduced"
     rivals = scores.logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
     found["margin_violations"] = (target <= rivals).float().mean()
     found["errors_without_margin"] = (plain <= rivals).float().mean()
-    scale = getattr(similarity, "scale", None)
-    if isinstance(scale, Tensor):
-        found["scale"] = scale.detach().float()
+    own_scale = getattr(similarity, "scale", None)
+    if isinstance(own_scale, Tensor):
+        found["scale"] = own_scale.detach().float()
     if isinstance(head.margin, MultiAngle):
         found["lambda"] = torch.as_tensor(head.margin.annealed(torch.float32), device=x.device)
     if isinstance(similarity, RadialBasis):

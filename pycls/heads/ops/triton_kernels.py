@@ -1,9 +1,9 @@
-"""Triton's kernels for the elementwise work of a head on a CUDA device: see ``gram_triton.py``.
+"""Triton's kernels for the elementwise work of a head on a CUDA device: see ``triton_backend.py``.
 
-The arithmetic is that of ``rows.c``: of a chunk of c classes and n samples, p [n, c] are the products x . w, and
+The arithmetic is that of ``cpu_kernels.c``: of a chunk of c classes and n samples, p [n, c] are the products x . w, and
 
-    measure   u_ij = alpha p_ij inverse_j factor_i + classes_j + row_i
-    logit     z_ij = link(u_ij)
+    score     u_ij = alpha p_ij inverse_j factor_i + classes_j + row_i
+    logit     z_ij = transform(u_ij)
     softmax   over z_ij + offset_j without the target, as the largest of them and the sum of exp(. - largest)
 
 A pointer that is None stands for what is not there; each combination is compiled by itself. Everything is float32, whatever
@@ -21,11 +21,11 @@ STUDENT_T = tl.constexpr(2)
 
 
 @triton.jit
-def _logits(u, scale, kappa, LINK: tl.constexpr):
-    """link(u)."""
-    if LINK == EXPONENTIAL:
+def _logits(u, scale, kappa, TRANSFORM: tl.constexpr):
+    """transform(u)."""
+    if TRANSFORM == EXPONENTIAL:
         u = tl.exp(u)
-    elif LINK == STUDENT_T:
+    elif TRANSFORM == STUDENT_T:
         d = 1 - u
         u = scale * (1 - (1 + 2 * kappa) * d / (1 + kappa * d))
     return u
@@ -56,7 +56,7 @@ def squares(rows, added, index, out, width, constant, rate, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def inverse(rows, out, width, least, BLOCK: tl.constexpr):
+def inverse_norms(rows, out, width, least, BLOCK: tl.constexpr):
     """out [n] = 1 / |v|, 0 for a vector that counts as zero."""
     i = tl.program_id(0).to(tl.int64)
     norm = tl.sqrt(_row_square(rows + i * width, width, BLOCK))
@@ -105,11 +105,12 @@ def to_targets(grad, rows, target, by_square, n, width, SAMPLES: tl.constexpr, B
 
 @triton.jit(do_not_specialize=["low"])
 def forward(
-    z, target, row, factor, inverse, classes, offset, scale, measure, top, total, log_sum, rival,
-    c, stride, low, alpha, kappa, LINK: tl.constexpr, KEPT: tl.constexpr, BLOCK: tl.constexpr,
+    z, target, row, factor, inverse, classes, offset, scale, score, top, sum_exp, logsumexp, max_other,
+    c, stride, low, alpha, kappa, TRANSFORM: tl.constexpr, KEPT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row a program. z [n, c]: products in, logits out if they are KEPT. measure [n]: u of the target, where it is among
-    these classes. top, total and log_sum [n] of the softmax; rival [n], the largest logit, without offset, but the target's.
+    """A row a program. z [n, c]: products in, logits out if they are KEPT. score [n]: u of the target, where it is among
+    these classes. top, sum_exp and logsumexp [n] of the softmax; max_other [n], the largest
+    logit, without offset, but the target's.
     """
     i = tl.program_id(0).to(tl.int64)
     place = -1
@@ -135,15 +136,15 @@ def forward(
         if classes is not None:
             u += tl.load(classes + j, mask=here, other=0.0)
         u += own_row
-        if measure is not None:
+        if score is not None:
             own += tl.where(here & (j == place), u, 0.0)
-        logit = _logits(u, size, kappa, LINK)
+        logit = _logits(u, size, kappa, TRANSFORM)
         if KEPT:
             tl.store(z + i * stride + j, logit, mask=here)
         if top is not None:
             logit = tl.where(here & (j != place), logit, float("-inf"))
             if offset is not None:
-                if rival is not None:
+                if max_other is not None:
                     bare = tl.maximum(bare, logit)
                 logit += tl.load(offset + j, mask=here, other=0.0)
             # each lane has a softmax of its own: nothing has to be exchanged in the loop
@@ -151,33 +152,33 @@ def forward(
             shift = tl.where(new == float("-inf"), 0.0, new)
             share = share * tl.exp(most - shift) + tl.exp(logit - shift)
             most = new
-    if measure is not None:
-        tl.store(measure + i, tl.sum(own, axis=0), mask=(place >= 0) & (place < c))
+    if score is not None:
+        tl.store(score + i, tl.sum(own, axis=0), mask=(place >= 0) & (place < c))
     if top is not None:
         best = tl.max(most, axis=0)
         shift = tl.where(best == float("-inf"), 0.0, best)  # the target may be the only one
         sums = tl.sum(share * tl.exp(most - shift), axis=0)
         tl.store(top + i, best)
-        tl.store(total + i, sums)
-        tl.store(log_sum + i, best + tl.log(sums))
-        if rival is not None:
+        tl.store(sum_exp + i, sums)
+        tl.store(logsumexp + i, best + tl.log(sums))
+        if max_other is not None:
             if offset is not None:
                 best = tl.max(bare, axis=0)
-            tl.store(rival + i, best)
+            tl.store(max_other + i, best)
 
 
 @triton.jit(do_not_specialize=["n", "low", "steps"])
 def backward(
-    z, grad, target, row, factor, inverse, classes, offset, weights, scale, top, total, by_others, by_total, by_measure,
+    z, grad, target, row, factor, inverse, classes, offset, weights, scale, top, sum_exp, by_others, by_total, by_score,
     along_row, along_column, by_scale, n, c, stride, wide, low, alpha, kappa, steps,
-    LINK: tl.constexpr, AGAIN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TRANSFORM: tl.constexpr, RECOMPUTE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS classes of ``steps`` times ROWS samples a program.
 
-    z [n, c]: the logits, or the products if they are to be made AGAIN. grad [n, c], rows ``wide`` apart: the gradient by the
+    z [n, c]: the logits, or the products to RECOMPUTE them from. grad [n, c], rows ``wide`` apart: the gradient by the
     products over alpha, in the products' type. along_row [blocks of classes, n], along_column [blocks of samples, c] and
-    by_scale [blocks of classes, n]: each program's sums of the gradient by the measures, for cosines times the measure, and
-    of the gradient times the logit. The rest as in rows.c.
+    by_scale [blocks of classes, n]: each program's sums of the gradient by the scores, for cosines times the score, and
+    of the gradient times the logit. The rest as in cpu_kernels.c.
     """
     j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = j < c
@@ -207,11 +208,11 @@ def backward(
             own = tl.load(row + i, mask=known, other=0.0)[:, None]
         logit = tl.load(z + at * stride + j[None, :], mask=here, other=0.0)
         u = logit
-        if AGAIN:
+        if RECOMPUTE:
             u = alpha * per_row * logit * per_class + added + own
-            logit = _logits(u, size, kappa, LINK)
+            logit = _logits(u, size, kappa, TRANSFORM)
         largest = tl.load(top + i, mask=known, other=0.0)[:, None]
-        portion = (tl.load(by_others + i, mask=known, other=0.0) / tl.load(total + i, mask=known, other=1.0))[:, None]
+        portion = (tl.load(by_others + i, mask=known, other=0.0) / tl.load(sum_exp + i, mask=known, other=1.0))[:, None]
         g = portion * tl.exp(logit + shift - largest)
         g = tl.where(j[None, :] == place, 0.0, g)
         if by_total is not None:
@@ -219,16 +220,16 @@ def backward(
         g = tl.where(here, g, 0.0)
         if by_scale is not None:
             tl.store(by_scale + tl.program_id(0) * n + i, tl.sum(g * logit, axis=1), mask=known)
-        if LINK == EXPONENTIAL:
+        if TRANSFORM == EXPONENTIAL:
             g *= logit
-        elif LINK == STUDENT_T:
+        elif TRANSFORM == STUDENT_T:
             phi = logit * per
             above = 1 + kappa * (1 + phi)
             g *= size / (1 + 2 * kappa) * above * above
-            if not AGAIN:
+            if not RECOMPUTE:
                 u = (kappa + (1 + kappa) * phi) / (1 + kappa + kappa * phi)
-        if by_measure is not None:
-            g += tl.where(here & (j[None, :] == place), tl.load(by_measure + i, mask=known, other=0.0)[:, None], 0.0)
+        if by_score is not None:
+            g += tl.where(here & (j[None, :] == place), tl.load(by_score + i, mask=known, other=0.0)[:, None], 0.0)
         if inverse is not None:
             v = g * u
             g = g * per_class * per_row

@@ -1,7 +1,7 @@
 """Elementary symmetric polynomials of many positive numbers and few places, by their power sums.
 
-The same log-ratio as ``esf.py``'s, for k up to ``MOST_PLACES``. The k largest numbers are divided out there, which leaves
-numbers a in [0, 1], the rest, and the quotients q in (0, 1] of the largest. Of both, Newton's identities give the
+The same log-ratio as ``polynomials.py``'s, for k up to ``MOST_PLACES``. The k largest numbers are divided out there, which
+leaves numbers a in [0, 1], the rest, and the quotients q in (0, 1] of the largest. Of both, Newton's identities give the
 polynomials e_1 .. e_k from the power sums ``p_j = sum a^j``:
 
     i e_i = sum_{j=1..i} (-1)^(j-1) e_{i-j} p_j

@@ -1,8 +1,8 @@
 """Classes shared out among processes: each has the prototypes, and the logits, of its own.
 
-The features of all processes are gathered, each process scores them against its classes (``gram.py``), and what a softmax
+The features of all processes are gathered, each process scores them against its classes (``ops/fused.py``), and what a softmax
 needs of a sample goes back to the process that has it: the largest of the processes' log-sum-exps (one all-reduce of
-[N] numbers), then their sum together with the target's measure, which only its owner knows (another). Margins, criteria and
+[N] numbers), then their sum together with the target's score, which only its owner knows (another). Margins, criteria and
 auxiliary losses then see what they see of a plain head, of their own samples.
 
 Gradients are those of the mean of the processes' losses, as under ``DistributedDataParallel``. It averages the gradients of
@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pycls.heads.gram import Ranking, Scores, gram_scores
 from pycls.heads.head import Head
-from pycls.heads.parts import Queries, Similarity, SoftmaxCriterion
+from pycls.heads.ops.fused import Ranking, Scores, class_scores
+from pycls.heads.parts import FeatureInput, Similarity, SoftmaxCriterion
 
 Draw = Callable[[int, Tensor], Tensor]
 """(step, ids int64 [n]) -> 64 random bits for each, int64 [n]."""
@@ -50,8 +50,6 @@ class ClassShard:
             raise ValueError(f"the share of classes in a step is in (0, 1], not {sample_rate}, and has to be drawn")
         self.classes, self.rank, self.world_size, self.sample_rate, self.draw = classes, rank, world_size, sample_rate, draw
         self.low, self.high = self.limits(rank)
-        self.step: Tensor | int = 0
-        """Training passes so far."""
 
     def limits(self, rank: int) -> tuple[int, int]:
         """[low, high) of a process's classes; two processes' numbers differ by one at most."""
@@ -76,53 +74,54 @@ class ClassShard:
         return _gathered(value, self.sizes(value)) if value.ndim else value
 
     def scores(
-        self, similarity: Similarity, queries: Queries, targets: Tensor | None, *, total: bool | Tensor, offset: Tensor | None
-    ) -> Scores:
+        self, similarity: Similarity, inputs: FeatureInput, targets: Tensor | None, *, total: bool | Tensor,
+        offset: Tensor | None, step: Tensor | int,
+    ) -> Scores:  # fmt: skip
         """What :meth:`pycls.heads.parts.Similarity.scores` gives of this process's samples, over all classes.
 
         In training every process has as many samples. Logits [N, K] are given without targets only, and have no gradient.
         """
-        sizes = self._sizes(queries.x, even=similarity.training)
+        sizes = self._sizes(inputs.x, even=similarity.training)
         own = slice(sum(sizes[: self.rank]), sum(sizes[: self.rank + 1]))
-        x = _Gathered.apply(queries.x, sizes, self.rank)
+        x = _Gathered.apply(inputs.x, sizes, self.rank)
         prototypes = similarity.prototypes()
-        shared: dict[str, Any] = {"length": _summed(queries.length, self.world_size),
-                                  "scale": _summed(similarity.link_scale(), self.world_size),
-                                  "products": queries.products}  # fmt: skip
+        shared: dict[str, Any] = {"target_norm": _summed(inputs.target_norm, self.world_size),
+                                  "scale": _summed(similarity.logit_scale(), self.world_size),
+                                  "products": inputs.products}  # fmt: skip
         if targets is None:
             with torch.no_grad():
-                logits = gram_scores(x, prototypes, similarity.form, chunk=similarity.chunk, **shared).logits
+                logits = class_scores(x, prototypes, similarity.spec, chunk=similarity.chunk, **shared).logits
                 assert logits is not None
-                return Scores(self.whole(logits.t())[:, own].t().contiguous(), None, None, (), (), ())
+                return Scores(self.whole(logits.t())[:, own].t().contiguous())
         targets = _gathered(targets, sizes)
         here = (targets >= self.low) & (targets < self.high)
         labels = torch.where(here, targets - self.low, -1)
         offset = None if offset is None else offset[self.low : self.high]
         total = total[self.low : self.high] if isinstance(total, Tensor) else total
         if similarity.training and self.sample_rate < 1:
-            chosen = self._chosen(labels[here])
+            chosen = self._chosen(labels[here], int(step))
             labels = torch.where(here, torch.searchsorted(chosen, labels.clamp(min=0)), -1)
-            prototypes = prototypes.select(chosen, similarity.form.num_centers)
+            prototypes = prototypes.select(chosen, similarity.spec.num_centers)
             offset = None if offset is None else offset.index_select(0, chosen)
-        scores = gram_scores(
-            x, prototypes, similarity.form, offset=offset, targets=labels, reduce=True, total=total,
-            norms=similarity.needs_norms, chunk=similarity.chunk, absent=True, **shared,
+        scores = class_scores(
+            x, prototypes, similarity.spec, offset=offset, targets=labels, reduce=True, total=total,
+            squared_norms=similarity.needs_squared_norm, chunk=similarity.chunk, absent=True, **shared,
         )  # fmt: skip
-        by_owner = [*scores.measure, *scores.squared_norm, *scores.log_determinant]
+        by_owner = [*scores.score, *scores.squared_norm, *scores.log_determinant]
         sets = targets.shape[1]
         masks = list(here.unbind(dim=1))
         known = [torch.where(masks[k % sets], value, 0) for k, value in enumerate(by_owner)]
-        others, summed, rival = _Combined.apply(
-            torch.stack(scores.others), torch.stack(known if scores.total is None else [*known, scores.total]),
-            _rival(scores, labels), sizes, self.rank,
+        others, summed, max_other = _Combined.apply(
+            torch.stack(scores.others_logsumexp), torch.stack(known if scores.total is None else [*known, scores.total]),
+            _max_other_logit(scores, labels), sizes, self.rank,
         )  # fmt: skip
         kinds = [tuple(summed[k : k + sets]) for k in range(0, len(known), sets)]
         return Scores(
             logits=None,
             total=None if scores.total is None else summed[-1],
-            rival=rival,
-            others=tuple(others),
-            measure=kinds.pop(0),
+            max_other_logit=max_other,
+            others_logsumexp=tuple(others),
+            score=kinds.pop(0),
             squared_norm=kinds.pop(0) if scores.squared_norm else (),
             log_determinant=kinds.pop(0) if kinds else (),
             ranking=None if similarity.training or scores.logits is None
@@ -136,11 +135,11 @@ class ClassShard:
         size = torch.tensor([len(x)], device=x.device)
         return [int(n) for n in _gathered(size, [1] * self.world_size)]
 
-    def _chosen(self, present: Tensor) -> Tensor:
+    def _chosen(self, present: Tensor, step: int) -> Tensor:
         """Some of this process's classes, in order: those ``present`` in the batch, and the first of a random order."""
         assert self.draw is not None
         ids = torch.arange(self.low, self.high, device=present.device)
-        order = self.draw(int(self.step), ids)
+        order = self.draw(step, ids)
         order[present] = torch.iinfo(order.dtype).min
         wanted = max(1, round(self.sample_rate * len(ids)), present.unique().numel())
         return order.topk(wanted, largest=False).indices.sort().values
@@ -259,11 +258,11 @@ def _summed(value: Tensor | float | None, world_size: int) -> Tensor | float | N
 
 
 @torch.no_grad()
-def _rival(scores: Scores, labels: Tensor) -> Tensor:
+def _max_other_logit(scores: Scores, labels: Tensor) -> Tensor:
     """[N], the largest logit here that is not the first target's."""
     if scores.logits is None:
-        assert scores.rival is not None
-        return scores.rival
+        assert scores.max_other_logit is not None
+        return scores.max_other_logit
     column = labels[:, :1].clamp(min=0)
     kept = scores.logits.gather(1, column)
     return scores.logits.scatter(1, column, torch.where(labels[:, :1] < 0, kept, -torch.inf)).amax(dim=1)

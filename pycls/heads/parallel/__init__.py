@@ -1,0 +1,1 @@
+"""A head whose classes are sharded over processes."""
