@@ -23,12 +23,14 @@ class GaussianRows(DerivedWeight):
     @staticmethod
     def forward(inputs: Sequence[Tensor], out: Tensor | None) -> Prototypes:
         """As above."""
-        (mean, log_variance), width = inputs, inputs[0].shape[1]
-        determinants = log_variance.sum(dim=1)
-        rows = torch.cat((log_variance, mean), dim=1, out=out)
+        mean, log_variance = inputs
+        classes, width = mean.shape
+        rows = mean.new_empty(classes, 2 * width) if out is None else out
         half, scaled = rows[:, :width], rows[:, width:]
-        scaled.mul_(half.neg_().exp_())
+        torch.neg(log_variance, out=half).exp_()
+        torch.mul(half, mean, out=scaled)
         half.mul_(-0.5)
+        determinants = log_variance.sum(dim=1)
         return Prototypes(rows, torch.linalg.vecdot(scaled, mean).add_(determinants).mul_(-0.5), determinants)
 
     @staticmethod
@@ -43,9 +45,10 @@ class GaussianRows(DerivedWeight):
         if grad_variance is not None:
             by_precision = torch.addcmul(by_scaled, mean, constant, value=-0.5).mul_(mean).sub_(by_half, alpha=0.5)
             rest = -0.5 * by_constant if by_determinants is None else by_determinants - 0.5 * by_constant
-            grad_variance.copy_(by_precision.mul_(half).mul_(2).add_(rest[:, None]))
+            torch.addcmul(rest[:, None], half, by_precision, value=2, out=grad_variance)
         if grad_mean is not None:
-            grad_mean.copy_(torch.addcmul(by_scaled, mean, constant, value=-1).mul_(half).mul_(-2))
+            by_scaled = torch.addcmul(by_scaled, mean, constant, value=-1)
+            torch.addcmul(mean.new_zeros(()), half, by_scaled, value=-2, out=grad_mean)
 
 
 @SIMILARITIES.register("gaussian")

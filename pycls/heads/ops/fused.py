@@ -238,15 +238,15 @@ class FusedScores(torch.autograd.Function):
         if grad_scale is not None:
             grad_scale /= scale
         grad_norm = None
-        if row is not None and grad_x is not None:
+        if row is not None and grad_x is not None and along_x is not None:
             backend.add_rows_(grad_x, x, -2 * spec.rate, along_x)
         if factor is not None:
             target_norm = ctx.target_norm if norm is None else norm
             if not cosine and grad_x is not None:
                 along_x = (grad_x * x).sum(dim=1, keepdim=True)
-            if need_norm:
+            if need_norm and along_x is not None:
                 grad_norm = along_x.sum() / target_norm
-            if grad_x is not None:
+            if grad_x is not None and along_x is not None:
                 backend.normalize_backward_(grad_x, x, factor, along_x, target_norm)
         unused = (None,) * (TENSORS - 5)
         return grad_x, source.grad_weight, source.grad_bias, grad_scale, grad_norm, *unused, *source.grad_inputs
