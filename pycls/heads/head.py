@@ -109,6 +109,20 @@ class Head(nn.Module):
         return self.similarity.bias
 
     @property
+    def scale(self) -> Tensor | float:
+        """s of a similarity that has one: a number, or a 0-dim tensor if it is learned."""
+        value: Tensor | float = self.similarity.scale  # type: ignore[assignment]
+        return value
+
+    @property
+    def centers(self) -> Tensor:
+        """The centre loss's centres [K, D], of a head that has one."""
+        found = next((a.centers for a in self._auxiliaries() if hasattr(a, "centers")), None)
+        if found is None:
+            raise AttributeError("the head has no auxiliary loss with centers")
+        return found  # type: ignore[return-value]
+
+    @property
     def num_classes(self) -> int:
         """K."""
         return self.similarity.num_classes
