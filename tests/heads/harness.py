@@ -98,11 +98,17 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def matrices(head: torch.nn.Module) -> dict[str, Tensor | None]:
+    """The parameters that belong to the classes, by the names the references know them by."""
+    similarity = head.similarity
+    return {name: getattr(similarity, name, None) for name in ("weight", "bias", "log_variance", "factor")}
+
+
 def scalar_parameter(head: torch.nn.Module, name: str) -> Tensor | None:
     """The head's learned scalar: its one parameter that is none of the matrices and vectors of the contract."""
     if REFERENCES[name].scalar is None:
         return None
-    known = [getattr(head, attribute, None) for attribute in ("weight", "bias", "log_variance", "factor")]
+    known = matrices(head).values()
     rest = [p for p in head.parameters() if all(p is not k for k in known)]
     assert len(rest) == 1 and rest[0].numel() == 1, f"{name} should have one learned scalar, not {len(rest)}"
     return rest[0]
@@ -110,7 +116,7 @@ def scalar_parameter(head: torch.nn.Module, name: str) -> Tensor | None:
 
 def learned(head: torch.nn.Module, name: str) -> dict[str, Tensor]:
     """Every parameter of the head, by the name the references know it by."""
-    found = {attribute: getattr(head, attribute, None) for attribute in ("weight", "bias", "log_variance", "factor")}
+    found = matrices(head)
     scalar = scalar_parameter(head, name)
     if scalar is not None:
         found[REFERENCES[name].scalar] = scalar

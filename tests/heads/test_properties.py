@@ -192,7 +192,7 @@ def test_lgm_without_margin_is_softmax_over_half_squared_distances():
     torch.testing.assert_close(head(x).logits, logits, rtol=1e-12, atol=1e-12)
     diagonal = twin("lgm", base, alpha=0.3, likelihood_weight=0.1, covariance="diagonal")
     with torch.no_grad():
-        diagonal.log_variance.zero_()
+        diagonal.similarity.log_variance.zero_()
     assert_same_loss(twin("lgm", base, alpha=0.3, likelihood_weight=0.1, covariance="identity"), diagonal, x, y)
 
 
