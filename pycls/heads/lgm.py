@@ -24,12 +24,9 @@ class GaussianRows(DerivedWeight):
     def forward(inputs: Sequence[Tensor], out: Tensor | None) -> Prototypes:
         """As above."""
         mean, log_variance = inputs
-        classes, width = mean.shape
-        rows = mean.new_empty(classes, 2 * width) if out is None else out
-        half, scaled = rows[:, :width], rows[:, width:]
-        torch.neg(log_variance, out=half).exp_()
-        torch.mul(half, mean, out=scaled)
-        half.mul_(-0.5)
+        precision = (-log_variance).exp_()
+        scaled = precision * mean
+        rows = torch.cat((precision.mul_(-0.5), scaled), dim=1, out=out)
         determinants = log_variance.sum(dim=1)
         return Prototypes(rows, torch.linalg.vecdot(scaled, mean).add_(determinants).mul_(-0.5), determinants)
 

@@ -193,7 +193,7 @@ class FusedScores(torch.autograd.Function):
         squares = [] if weight is None or not squared_norms else [backend.target_squares(weight, c) for c in columns]
         ctx.set_materialize_grads(False)
         ctx.spec, ctx.limits, ctx.backend, ctx.derived, ctx.sets = spec, limits, backend, derived, len(columns)
-        ctx.target_norm = target_norm if isinstance(target_norm, float) else None
+        ctx.target_norm = None if isinstance(target_norm, Tensor) else target_norm
         ctx.save_for_backward(
             operands.x, weight, bias, scale, target_norm if isinstance(target_norm, Tensor) else None, operands.norm_factor,
             operands.row, offset, targets, total_weights, z, operands.inverse_norms, operands.center_index, *inputs,
