@@ -97,6 +97,9 @@ class Head(nn.Module):
                     f"those of {_name(similarity)} are not"
                 )
         criterion.check(similarity.num_classes)
+        for part in (margin, criterion):
+            if part is not None and getattr(part, "is_closed_form", False):
+                _refuse_parameters(part)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -280,6 +283,16 @@ def _update(auxiliaries: list[Auxiliary], x: Tensor, labels: Tensor, weights: Te
     for auxiliary in auxiliaries:
         if type(auxiliary).update is not Auxiliary.update:
             auxiliary.update(x, labels, x.new_ones(len(x)) if weights is None else weights)
+
+
+def _refuse_parameters(part: nn.Module) -> None:
+    """A part that gives its slopes itself gives none by what it learns: that would silently learn nothing."""
+    learned = next((name for name, parameter in part.named_parameters() if parameter.requires_grad), None)
+    if learned is not None:
+        raise ValueError(
+            f"{_name(part)} has the parameter {learned}, by which neither value_and_slope nor value_and_grads has a "
+            "gradient: with parameters it needs a forward of its own, which autograd differentiates"
+        )
 
 
 def _name(part: nn.Module) -> str:

@@ -150,9 +150,13 @@ def _scores(chunk: Chunk, out: Tensor, first: bool) -> Tensor:
             torch.threshold_(chunk.inverse_norms, TINY**0.5, math.inf).reciprocal_()  # 0 for a zero prototype
         p.mul_(chunk.inverse_norms)
     if chunk.center_index is not None:
-        best = p.view(len(p), chunk.high - chunk.low, spec.num_centers).max(dim=2)
-        p = out.copy_(best.values)
-        chunk.center_index.copy_(best.indices)
+        of_centers = p.view(len(p), chunk.high - chunk.low, spec.num_centers)
+        if first:
+            best = of_centers.max(dim=2)
+            chunk.center_index.copy_(best.indices)
+            p = out.copy_(best.values)
+        else:
+            p = out.copy_(of_centers.gather(2, chunk.center_index[:, :, None].long())[:, :, 0])
     return p if bias is None else p.add_(bias)
 
 
@@ -171,7 +175,8 @@ def _products_backward(chunk: Chunk, grad: Tensor, z: Tensor, grads: Gradients) 
     along, along_rows = grad, None
     if spec.kind == "cosine":
         # d(p / |w|) / dw = x / |w| - u w / |w|^2
-        along = grad * spec.transform.score_of(z, operands.scale)
+        score = spec.transform.score_of(z, operands.scale)
+        along = grad * (score if chunk.bias is None else score - chunk.bias)
     if grads.along_x is not None:
         grads.along_x += along.sum(dim=1, keepdim=True, dtype=kind)
     if chunk.center_index is not None:
