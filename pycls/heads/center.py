@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
+from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.parts import Auxiliary
 from pycls.registry import AUXILIARIES, HEADS
 
@@ -23,7 +24,7 @@ class _Distances(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, centers: Tensor, labels: Tensor, weights: Tensor, weight: float
     ) -> Tensor:
-        gaps = x - centers.index_select(0, labels)
+        gaps = x - snapshot(centers.index_select(0, labels))
         by_x = gaps * (weight * weights)[:, None]
         ctx.save_for_backward(by_x, labels)
         ctx.classes = len(centers)

@@ -12,6 +12,7 @@ from pycls.heads.ops.derived_weight import DerivedWeight
 from pycls.heads.ops.fused import Ranking, Scores
 from pycls.heads.ops.loss import TargetStep, margin_softmax, moved_logit, transformed
 from pycls.heads.ops.products import autocast_type, float_products
+from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.parts import (
     Auxiliary,
     Criterion,
@@ -238,7 +239,7 @@ class Head(nn.Module):
         )
         strength = None
         if margin is not None and self.margin_warmup > 0:
-            strength = ((self.steps + 1) / self.margin_warmup).clamp(max=1).to(scores.score[k].dtype)
+            strength = ((snapshot(self.steps) + 1) / self.margin_warmup).clamp(max=1).to(scores.score[k].dtype)
         step = TargetStep(margin, self.similarity.spec.transform, target, labels, self.num_classes, strength)
         return step, *((1.0, 0.0) if margin is None else self.similarity.margin_map(target))
 

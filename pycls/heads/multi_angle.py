@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
+from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.ops.spec import ScoreSpec
 from pycls.heads.parts import Margin, Similarity, Target
 from pycls.registry import HEADS, MARGINS, SIMILARITIES
@@ -85,7 +86,7 @@ class MultiAngle(Margin):
         """lambda now: 0-dim, or 0 for none."""
         if self.base == 0:
             return 0.0
-        t = self.passes.to(dtype)
+        t = snapshot(self.passes).to(dtype)
         shrunk = t * math.log(self.decay) if self.decay else -self.power * torch.log1p(self.gamma * t)
         return (self.base * shrunk.exp()).clamp(min=self.least)
 

@@ -166,7 +166,10 @@ class Margin(nn.Module):
         return type(self).forward is Margin.forward
 
     def advance(self) -> None:
-        """Called once a training step, after the loss: moves the buffers of an annealing schedule."""
+        """Called once a training step, after the loss: moves the buffers of an annealing schedule.
+
+        For ``torch.compile`` the margin reads them by :func:`pycls.heads.ops.snapshot.snapshot`.
+        """
 
 
 class Criterion(nn.Module):
@@ -268,7 +271,10 @@ class Auxiliary(nn.Module):
         """
 
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Called once a training step, after the loss: moves buffers such as centres. ``weights`` are 0, lam or 1."""
+        """Called once a training step, after the loss: moves buffers such as centres. ``weights`` are 0, lam or 1.
+
+        For ``torch.compile`` the loss reads them by :func:`pycls.heads.ops.snapshot.snapshot`.
+        """
 
 
 def norm(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
+from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.ops.spec import TINY
 from pycls.heads.parts import Auxiliary, norm
 from pycls.registry import AUXILIARIES, HEADS
@@ -51,7 +52,7 @@ class RingLoss(Auxiliary):
         mean = (norms * counted).sum() / counted.sum().clamp(min=1)
         if self.training:
             self._start(mean.detach())
-        gaps = norms - self.radius
+        gaps = norms - snapshot(self.radius)
         if self.variant == "l1":
             return self.weight * (F.smooth_l1_loss(gaps, torch.zeros_like(gaps), reduction="none") * weights).sum()
         loss = self.weight / 2 * (gaps.square() * weights).sum()
