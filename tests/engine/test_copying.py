@@ -8,7 +8,7 @@ import pycls
 from pycls.engine import copying
 from pycls.engine.checkpoints import model_state
 from pycls.engine.snapshot import Part, take
-from pycls.heads.parallel import ClassShard, shard_classes
+from pycls.heads.parallel.shards import ClassShard, shard_classes
 
 
 @pytest.fixture(params=["compiled", "torch"])

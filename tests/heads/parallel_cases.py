@@ -20,7 +20,7 @@ from pycls.engine.sharded import class_shards, clip_gradients
 from pycls.heads import Head
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.focal import Focal
-from pycls.heads.parallel import ClassShard, shard_classes
+from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.models.classifier import Classifier
 from pycls.runtime.distributed import Ranks
 
@@ -93,7 +93,7 @@ def run_case(case: tuple[str, int, str], rank: int, world_size: int) -> dict[str
     clip_gradients(model, 1e-3)
     norm = sum(float((shards[n].whole(p.grad) if n in shards else p.grad).square().sum()) for n, p in model.named_parameters()
                if p.grad is not None) ** 0.5  # fmt: skip
-    found = {"loss": output.loss.detach(), "gradients": gradients, "first": output.first, "clipped": norm, "buffers": dict(
+    found = {"loss": output.loss.detach(), "gradients": gradients, "correct": output.correct, "clipped": norm, "buffers": dict(
         model.named_buffers())}  # fmt: skip
     model.eval()
     uneven = slice(0, 5) if rank == 0 else slice(5 + (rank - 1) * 2, 7 + (rank - 1) * 2) if rank < world_size - 1 else slice(

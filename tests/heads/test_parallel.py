@@ -24,7 +24,7 @@ from pycls.engine.checkpoints import model_state, optimizer_state
 from pycls.engine.meters import ranks_of_targets
 from pycls.heads import Head
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.parallel import ClassShard, shard_classes
+from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.models.classifier import Classifier
 
 Found = dict[int, list[dict[str, Any]]]
@@ -76,7 +76,7 @@ def reference(case: tuple[str, int, str], world: int) -> tuple[Classifier, torch
     model = classifier(head)
     if case[0] != "weighted" and case[2] != "missing" and case[:2] != ("ring", 2):
         output = model(features, labels)
-        return model, output.loss, output.first if output.logits is None else output.logits
+        return model, output.loss, output.correct if output.logits is None else output.logits
     before = copy.deepcopy(model.state_dict())
     losses, logits = [], []
     for rank in range(world):
@@ -104,8 +104,8 @@ def test_shared_out_it_is_the_plain_head(found: Found, case: tuple[str, int, str
             close(of_rank["gradients"][name], gradient, name)
     if case[2] == "labels":
         labels = batch_of(*plain_and_options(case), "labels")[1]
-        first = logits if logits.ndim == 1 else ranks_of_targets(logits, labels) == 0
-        assert torch.equal(torch.cat([of_rank["first"] for of_rank in ours]), first)
+        correct = logits if logits.ndim == 1 else ranks_of_targets(logits, labels) == 0
+        assert torch.equal(torch.cat([of_rank["correct"] for of_rank in ours]), correct)
     if case[2] == "labels" and case[0] != "weighted" and case[:2] != ("ring", 2):
         for name, buffer in model.named_buffers():
             close(ours[0]["buffers"][name].double(), buffer.double(), name)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import pycls
-from pycls.heads import Head, gram_function
+from pycls.heads import Head
 from pycls.heads.center import CenterLoss
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.multi_angle import MultiAngle
+from pycls.heads.ops import fused
+from pycls.heads.ops.chunks import chunks
 from pycls.registry import AUXILIARIES, CRITERIA, MARGINS, SIMILARITIES
 
 D, K, N = 4, 5, 6
@@ -76,11 +78,10 @@ def test_any_auxiliary_with_any_similarity_that_it_can_go_with(similarity, name)
                                                      ("gaussian", {"covariance": "diagonal"})])  # fmt: skip
 def test_chunks_change_nothing(similarity, options, criterion, chunk, kept, monkeypatch):
     """Neither with all logits kept for the backward pass nor with each chunk's computed again."""
-    whole = gram_function.chunks
     results = []
     for size in (0, chunk):
         if kept:
-            monkeypatch.setattr(gram_function, "chunks", lambda *given, size=size: whole(*given[:3], size))
+            monkeypatch.setattr(fused, "chunks", lambda *given, size=size: chunks(*given[:3], size))
         torch.manual_seed(3)
         body = SIMILARITIES.get(similarity)(in_features=D, num_classes=K, **options)
         head = Head(body, None, part(CRITERIA, criterion)).double()
@@ -92,16 +93,15 @@ def test_chunks_change_nothing(similarity, options, criterion, chunk, kept, monk
         assert (output.logits is None) == (not kept and size > 0 and criterion != "bce")
         loss = output.loss + output.logits.square().mean() if kept else output.loss
         loss.backward()
-        seen = output.logits.argmax(dim=1) == y if output.logits is not None else output.first
+        seen = output.logits.argmax(dim=1) == y if output.logits is not None else output.correct
         results.append([loss, seen, x.grad, *(p.grad for p in head.parameters())])
     for whole, chunked in zip(*results, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-13)
 
 
 def test_large_numbers_of_classes_are_cut_by_themselves():
-    chunks = gram_function.chunks
-    assert len(chunks(1000, 512, 128, 0)) == 1
-    cut = chunks(200_000, 512, 64, 0)
+    assert len(chunks(1000, 1, torch.empty(128, 512), 0)) == 1
+    cut = chunks(200_000, 1, torch.empty(64, 512), 0)
     assert len(cut) > 10 and cut[0][0] == 0 and cut[-1][1] == 200_000
     assert all(a[1] == b[0] for a, b in itertools.pairwise(cut))
 
@@ -215,24 +215,24 @@ def test_adacos_scale_is_chosen_from_the_classes():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("similarity", "options"), [("scaled_linear", {}), ("gaussian", {"covariance": "diagonal"})])
 def test_prototypes_are_made_a_chunk_at_a_time(similarity, options, dtype, monkeypatch):
-    """With many classes neither all rows nor all their gradients are ever there; and each way back is of that chunk alone."""
+    """With many classes neither all rows nor all their gradients are ever there; and each backward pass is that chunk's alone."""
     head = Head(SIMILARITIES.get(similarity)(in_features=D, num_classes=K, **options), None, CrossEntropy()).to(dtype)
     head.similarity.chunk = 2
-    recipe = type(head.similarity.prototypes())
-    make, pull, made, pulled = recipe.make, recipe.pull, [], []
+    kind = type(head.similarity.prototypes())
+    forward, backward, derived, returned = kind.forward, kind.backward, [], []
 
-    def make_some(of, out):
-        made.append((len(of[0]), out is None))
-        return make(of, out)
+    def forward_some(inputs, out):
+        derived.append((len(inputs[0]), out is None))
+        return forward(inputs, out)
 
-    def pull_some(of, rows, by, into):
-        pulled.append((len(of[0]), by[0].data_ptr()))
-        pull(of, rows, by, into)
+    def backward_some(inputs, rows, grad_outputs, grad_inputs):
+        returned.append((len(inputs[0]), grad_outputs[0].data_ptr()))
+        backward(inputs, rows, grad_outputs, grad_inputs)
 
-    monkeypatch.setattr(recipe, "make", staticmethod(make_some))
-    monkeypatch.setattr(recipe, "pull", staticmethod(pull_some))
+    monkeypatch.setattr(kind, "forward", staticmethod(forward_some))
+    monkeypatch.setattr(kind, "backward", staticmethod(backward_some))
     x, y = batch()
     head(x.to(dtype), y).loss.backward()
     sizes = [min(2, K - low) for low in range(0, K, 2)]
-    assert made == [(size, low == 0) for _ in range(2) for low, size in enumerate(sizes)]  # one buffer a pass
-    assert [size for size, _ in pulled] == sizes and len({at for _, at in pulled}) == 1
+    assert derived == [(size, low == 0) for _ in range(2) for low, size in enumerate(sizes)]  # one buffer a pass
+    assert [size for size, _ in returned] == sizes and len({at for _, at in returned}) == 1

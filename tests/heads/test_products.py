@@ -6,10 +6,10 @@ from harness import gradients_of, make_batch, make_head, options_of, relative_er
 from torch import Tensor
 
 import pycls
-from pycls.heads.form import Form
-from pycls.heads.gram import gram_scores
-from pycls.heads.products import add_product, autocast_type, product
-from pycls.heads.prototypes import Prototypes
+from pycls.heads.ops.derived_weight import Prototypes
+from pycls.heads.ops.fused import class_scores
+from pycls.heads.ops.products import add_product, autocast_type, product
+from pycls.heads.ops.spec import ScoreSpec
 
 HALVES = [torch.bfloat16, torch.float16]
 # every head has its own cases elsewhere; here what differs in the pass, and three centres a class
@@ -66,8 +66,8 @@ def test_values_are_those_of_the_rounded_vectors(name, half, kind, chunk, half_e
 @pytest.mark.parametrize("half", HALVES)
 def test_a_vector_is_at_no_distance_from_itself_and_at_cosine_one(half) -> None:
     x = 3 * torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
-    distances = gram_scores(x, Prototypes(x), Form("distance", 1.0), products=half).logits
-    cosines = gram_scores(x, Prototypes(x), Form("cosine"), length=1.0, products=half).logits
+    distances = class_scores(x, Prototypes(x), ScoreSpec("distance", 1.0), products=half).logits
+    cosines = class_scores(x, Prototypes(x), ScoreSpec("cosine"), target_norm=1.0, products=half).logits
     assert distances is not None and cosines is not None
     size = float(x.square().sum(dim=1).max())
     assert float(distances.diagonal().abs().max()) < 2e-6 * size and float(distances.max()) < 2e-6 * size
@@ -80,14 +80,13 @@ def test_a_gradient_toward_a_prototype_close_by_has_its_direction() -> None:
     w[1] = -w[1]
     x = (w[:1] + torch.tensor([[0.0, 1, 0, 0, 0, 0, 0, 0]])).requires_grad_()
     targets = torch.zeros(1, 1, dtype=torch.int64)
-    scores = gram_scores(x, Prototypes(w), Form("distance", 0.5), targets=targets, products=torch.bfloat16)
-    (0.3 * scores.measure[0]).sum().backward()
+    scores = class_scores(x, Prototypes(w), ScoreSpec("distance", 0.5), targets=targets, products=torch.bfloat16)
+    (0.3 * scores.score[0]).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, torch.tensor([[0.0, -0.3, 0, 0, 0, 0, 0, 0]]), rtol=0.01, atol=1e-4)
 
 
-def test_distances_that_are_sums_of_products_stay_in_float32(half_everywhere, monkeypatch) -> None:
-    monkeypatch.setattr("pycls.heads.head.native_losses", lambda *arguments: None)  # which is not asked with half products
+def test_distances_that_are_sums_of_products_stay_in_float32(half_everywhere) -> None:
     options = options_of("lgm", 1, 7)
     assert options["covariance"] == "diagonal"
     head = make_head("lgm", 8, 7, options, torch.float32, 0).eval()
