@@ -18,15 +18,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pycls
-from pycls.heads import gpu_sizes, gram, gram_native, gram_triton
-from pycls.heads.form import Form
-from pycls.heads.gram_chunk import gpu_chunks
-from pycls.heads.gram_triton import TritonRows
+from pycls.heads.ops import chunks, fused, torch_backend, triton_backend
+from pycls.heads.ops.backend import Choice
+from pycls.heads.ops.spec import ScoreSpec
+from pycls.heads.ops.triton_backend import TritonBackend
 
 ROOT = Path(__file__).parents[2]
 HALVES = [torch.bfloat16, torch.float16]
 HEADS = ["softmax", "lsoftmax", "normface", "arcface", "tvmf", "rbf_softmax", "lgm", "logit_adjustment"]
-"""All that differs in the pass: kinds, links, norms of targets, learned scales, offsets."""
+"""All that differs in the pass: kinds, transforms, norms of targets, learned scales, offsets."""
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -74,13 +74,12 @@ def type_of(value) -> str | None:
 def used_variants(types: list[torch.dtype | None], trials: list[torch.dtype]) -> list[tuple]:
     """Every variant of a kernel that the heads use in these types, with and without kept logits, and that trials use."""
     recorder = Recorder()
-    rows = TritonRows(recorder)
+    backend = TritonBackend(recorder)
     for dtype in trials:
-        for kind, code in (("product", 0), ("cosine", 0), ("cosine", 2), ("distance", 0), ("distance", 1)):
-            gram_triton.try_out(rows, torch.device("cpu"), dtype, kind, code)
+        for kind, kernel in (("product", 0), ("cosine", 0), ("cosine", 2), ("distance", 0), ("distance", 1)):
+            triton_backend.try_out(backend, torch.device("cpu"), dtype, kind, kernel)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gram_native, "_rows", lambda: rows)
-        patch.setattr("pycls.heads.gram_function.rows_for", lambda form, *others: rows if form.num_centers == 1 else None)
+        patch.setattr(fused, "select", lambda *arguments: Choice(backend, ""))
         for half in types:
             patch.setattr("pycls.heads.head.autocast_type", lambda x, half=half: half)
             for name in HEADS:
@@ -103,13 +102,13 @@ def test_every_variant_compiles_for_hopper(types: list, trials: list, tmp_path: 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pycls.heads import rows_triton
+    from pycls.heads.ops import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     variants = used_variants(types, trials)
-    assert {name for name, *_ in variants} == {"squares", "inverse", "combine", "to_targets", "forward", "backward"}
+    assert {name for name, *_ in variants} == {"squares", "inverse_norms", "combine", "to_targets", "forward", "backward"}
     for name, types, constants, warps in variants:
-        kernel = getattr(rows_triton, name)
+        kernel = getattr(triton_kernels, name)
         known = dict(zip(kernel.arg_names, types, strict=False))
         fixed = {**{key: None for key, kind in known.items() if kind is None}, **dict(constants)}
         signature = {key: "constexpr" if key in fixed else known[key] for key in kernel.arg_names}
@@ -122,23 +121,23 @@ def test_every_variant_compiles_for_hopper(types: list, trials: list, tmp_path: 
 @pytest.mark.parametrize("name", [*HEADS[:-1], "subcenter_arcface", "smooth_topk"])  # the last one reads its counts
 def test_what_torch_is_asked_on_cuda_exists_there(name: str, half: torch.dtype, monkeypatch) -> None:
     """With tensors that have a device and a type but no numbers: the products in half precision are CUDA's alone."""
-    monkeypatch.setattr(gpu_sizes, "_asked", lambda device: gpu_sizes.L2_BYTES)
+    monkeypatch.setattr(chunks, "_queried_l2_bytes", lambda device: chunks.L2_BYTES)
     monkeypatch.setattr("pycls.heads.head.autocast_type", lambda x: half)
-    rows = TritonRows(Recorder())
+    backend = TritonBackend(Recorder())
     with FakeTensorMode(allow_non_fake_inputs=True):
         cuda = torch.device("cuda", 0)
         with cuda:
             head = pycls.create_head(name, in_features=16, num_classes=3000, **options_of(name, 0, 3000))
             x, y = torch.empty(200, 16, dtype=half, requires_grad=True), torch.zeros(200, dtype=torch.int64)
-        form, plain = head.similarity.form, name in ("subcenter_arcface", "smooth_topk")
-        for chosen in (None,) if plain else (None, rows):
-            monkeypatch.setattr("pycls.heads.gram_function.rows_for", lambda *arguments, chosen=chosen: chosen)
+        spec, plain = head.similarity.spec, name in ("subcenter_arcface", "smooth_topk")
+        for chosen in (torch_backend.BACKEND,) if plain else (torch_backend.BACKEND, backend):
+            monkeypatch.setattr(fused, "select", lambda *arguments, chosen=chosen: Choice(chosen, ""))
             for chunk in (0,) if name == "smooth_topk" else (0, 1000):
                 head.similarity.chunk = chunk
                 loss = head(x, y).loss
                 assert loss.dtype is torch.float32 and loss.device == cuda
         if not plain:  # the engine of autograd needs a device: what it would call, without it
-            gram_triton.try_out(rows, cuda, half, form.kind, form.link.compiled[0])
+            triton_backend.try_out(backend, cuda, half, spec.kind, spec.transform.kernel)
 
 
 class Broken:
@@ -149,56 +148,70 @@ class Broken:
 
 
 def test_kernels_that_do_not_compile_are_named_once_and_not_used(monkeypatch, caplog) -> None:
-    gram_triton._tried.cache_clear()
-    monkeypatch.setattr(gram_triton.importlib, "import_module", lambda name: Broken())
+    triton_backend._tried.cache_clear()
+    monkeypatch.setattr(triton_backend.importlib, "import_module", lambda name: Broken())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # the index of a processor's device
     x, weight = torch.randn(4, 8), torch.randn(6, 8)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert gram_triton.triton_rows(Form(), None, x, weight) is None
+            found = triton_backend.for_operands(ScoreSpec(), x, weight, [None], [])
+            assert found == (None, "the kernels do not work on this device")
     assert [record.message.split(": ")[-1] for record in caplog.records] == ["PTX assembly aborted due to errors"]
-    gram_triton._tried.cache_clear()
+    triton_backend._tried.cache_clear()
 
 
 def test_without_triton_nothing_is_said(monkeypatch, caplog) -> None:
     def missing(name: str) -> None:
         raise ImportError("No module named 'triton'")
 
-    gram_triton._tried.cache_clear()
-    monkeypatch.setattr(gram_triton.importlib, "import_module", missing)
+    triton_backend._tried.cache_clear()
+    monkeypatch.setattr(triton_backend.importlib, "import_module", missing)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
     with caplog.at_level(logging.INFO):
-        assert gram_triton.triton_rows(Form(), None, torch.randn(4, 8), torch.randn(6, 8)) is None
+        assert triton_backend.for_operands(ScoreSpec(), torch.randn(4, 8), torch.randn(6, 8), [], [])[0] is None
     assert not caplog.records
-    gram_triton._tried.cache_clear()
+    triton_backend._tried.cache_clear()
 
 
-def test_who_is_asked_what(monkeypatch) -> None:
+def test_what_the_kernels_are_for_and_why(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
-    monkeypatch.setattr(gram_triton, "_tried", lambda *key: "rows")
-    x, weight = torch.randn(4, 8), torch.randn(6, 8)
-    ask = gram_triton.triton_rows
-    assert ask(Form(), torch.zeros(6), x, weight, None) == "rows" and ask(Form(), None, x.half(), weight.half()) == "rows"
-    for bias, features, prototypes in (
-        (None, x.double(), weight.double()), (None, x.half(), weight), (torch.zeros(6).double(), x, weight),
-        (None, x, weight.t().contiguous().t()), (None, x[:0], weight), (torch.zeros(12)[::2], x, weight),
+    monkeypatch.setattr(triton_backend, "_tried", lambda *key: "kernels")
+    x, weight, target = torch.randn(4, 8), torch.randn(6, 8), torch.zeros(8, dtype=torch.int64)
+    ask = triton_backend.for_operands
+    for features, prototypes, bias in ((x, weight, torch.zeros(6)), (x.half(), weight.half(), None)):
+        assert ask(ScoreSpec(), features, prototypes, [bias, None], [target]) == ("kernels", "a CUDA device")
+    for reason, bias, features, prototypes, labels in (
+        ("float32 and half", None, x.double(), weight.double(), target), ("float32 and half", None, x.half(), weight, target),
+        ("float32 and half", torch.zeros(6).double(), x, weight, target), ("float32 and half", None, x[:0], weight, target),
+        ("not contiguous", None, x, weight.t().contiguous().t(), target), ("not contiguous", None, x, weight, target[::2]),
+        ("not contiguous", torch.zeros(12)[::2], x, weight, target),
     ):  # fmt: skip
-        assert ask(Form(), bias, features, prototypes) is None
+        found, why = ask(ScoreSpec(), features, prototypes, [bias], [labels])
+        assert found is None and reason in why
+    found, why = ask(ScoreSpec("cosine", num_centers=2), x, weight, [], [])
+    assert found is None and "one centre" in why
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert ask(Form(), None, x, weight) is None
+    found, why = ask(ScoreSpec(), x, weight, [], [])
+    assert found is None and "current device" in why
 
 
 def test_chunks_fit_into_the_devices_cache(monkeypatch) -> None:
     cache = SimpleNamespace(L2_cache_size=50 << 20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: cache)
     device = torch.device("cuda", 0)
-    assert gpu_chunks(1000, 1, 256, 0, device) == [(0, 1000)]
-    many = gpu_chunks(1_000_000, 1, 1024, 0, device)
-    assert many[0] == (0, 12_800) and many[-1][1] == 1_000_000
-    assert gpu_chunks(1_000_000, 3, 1024, 0, device)[0][1] * 3 <= 12_800
-    assert gpu_chunks(10, 1, 4, 3, device) == [(0, 3), (3, 6), (6, 9), (9, 10)]
-    assert 1024 * 100_000 < gram.KEPT_ELEMENTS_CUDA < 1024 * 1_000_000
-    gpu_sizes._asked.cache_clear()
+    chunks._queried_l2_bytes.cache_clear()
+    with FakeTensorMode():  # tensors with a device, on which nothing is
+
+        def of(samples: int) -> Tensor:
+            return torch.empty(samples, 512, device=device)
+
+        assert chunks.chunks(1000, 1, of(256), 0) == [(0, 1000)]
+        many = chunks.chunks(1_000_000, 1, of(1024), 0)
+        assert many[0] == (0, 12_800) and many[-1][1] == 1_000_000
+        assert chunks.chunks(1_000_000, 3, of(1024), 0)[0][1] * 3 <= 12_800
+        assert chunks.chunks(10, 1, of(4), 3) == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert 1024 * 100_000 < fused.KEPT_ELEMENTS_CUDA < 1024 * 1_000_000
+    chunks._queried_l2_bytes.cache_clear()
 
 
 def cuda_step(name: str, half: torch.dtype | None, chunk: int) -> list[Tensor]:
@@ -223,7 +236,7 @@ def test_on_the_device(name: str, half: torch.dtype | None, chunk: int, monkeypa
     """The kernels beside torch's operations, and beside themselves to the bit."""
     runs = [cuda_step(name, half, chunk) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-    monkeypatch.setattr("pycls.heads.gram_function.rows_for", lambda *arguments: None)
+    monkeypatch.setattr(fused, "select", lambda *arguments: Choice(torch_backend.BACKEND, ""))
     for one, other in zip(runs[0], cuda_step(name, half, chunk), strict=True):
         assert relative_error(one, other.double(), 1e-6) < (1e-4 if half is None else 4 * torch.finfo(half).eps)
 
@@ -232,8 +245,8 @@ def test_on_the_device(name: str, half: torch.dtype | None, chunk: int, monkeypa
 @needs_cuda
 def test_the_kernels_are_what_runs_on_the_device(monkeypatch) -> None:
     calls: list[str] = []
-    backward = TritonRows.backward
-    monkeypatch.setattr(TritonRows, "backward", lambda self, *a: (calls.append("backward"), backward(self, *a)))
+    backward = TritonBackend.backward
+    monkeypatch.setattr(TritonBackend, "backward", lambda self, *a: (calls.append("backward"), backward(self, *a)))
     cuda_step("arcface", torch.bfloat16, 0)
     assert calls == ["backward"]
 
