@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pycls
 from pycls.engine.checkpoints import Checkpoints, load_model_state, load_optimizer_state, model_state, optimizer_state
 from pycls.engine.sharded import Where
-from pycls.heads.parallel import ClassShard, shard_classes
+from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.runtime.distributed import Ranks, barrier
 
 SAVED: tuple[tuple[str, Where], ...] = (("one file, by rank 0", "rank 0"), ("a part a process", "in parts"))

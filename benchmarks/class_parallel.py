@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pycls
 from pycls.data import rng
-from pycls.heads.gram import KEPT_ELEMENTS
-from pycls.heads.parallel import ClassShard, shard_classes
+from pycls.heads.ops.fused import KEPT_ELEMENTS
+from pycls.heads.parallel.shards import ClassShard, shard_classes
 
 GIGA = 1e9
 

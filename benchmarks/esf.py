@@ -23,7 +23,7 @@ from common import Job, Measured, clock_of, parse, parser, setting, shown_second
 from esf_algorithms import ALGORITHMS, reference
 from torch import Tensor
 
-from pycls.heads.topk_native import topk_losses
+from pycls.heads.ops.topk import topk_losses
 
 LEAST = "log-sum-exp"
 COMPILED = "pycls, compiled, the whole loss"

@@ -8,7 +8,7 @@ appendix D. Each takes scores [N, K], already divided by the temperature, labels
 import torch
 from torch import Tensor
 
-from pycls.heads.esf import log_ratio_of_others
+from pycls.heads.ops.polynomials import log_ratio_of_others
 
 LOG_ZERO = -1e30
 """For ln 0: finite, so that sums and differences of several stay numbers, and so do their gradients."""

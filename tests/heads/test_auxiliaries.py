@@ -54,7 +54,7 @@ def test_a_step_that_moves_centres_is_seen_by_autograd() -> None:
 def test_a_label_that_is_no_class_is_refused(bad: int) -> None:
     loss, x = CenterLoss(3, 4), torch.randn(2, 3)
     for call in (lambda *rest: loss(*rest[:2], x[:, 0], rest[2]), loss.update):
-        with pytest.raises((IndexError, RuntimeError), match="out of (range|bounds)"):
+        with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
             call(x, torch.tensor([0, bad]), torch.ones(2))
     assert not loss.centers.any()
 

@@ -186,7 +186,9 @@ def test_the_exponential_has_limits() -> None:
     assert found[:3].tolist() == [0, 0, 0] and found[3:6].tolist() == [math.inf] * 3 and bool(found[6].isnan())
 
 
-@pytest.mark.parametrize("name", ["softmax", "arcface", "subcenter_arcface", "rbf_softmax", "tvmf", "center", "ring", "lws", "lgm"])
+@pytest.mark.parametrize(
+    "name", ["softmax", "arcface", "subcenter_arcface", "rbf_softmax", "tvmf", "center", "ring", "lws", "lgm"]
+)
 def test_what_is_not_finite_stays_so(name: str) -> None:
     """A loss that became NaN must be seen."""
     head = pycls.create_head(name, in_features=4, num_classes=5, **({"covariance": "diagonal"} if name == "lgm" else {}))

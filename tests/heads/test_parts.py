@@ -215,7 +215,7 @@ def test_adacos_scale_is_chosen_from_the_classes():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("similarity", "options"), [("scaled_linear", {}), ("gaussian", {"covariance": "diagonal"})])
 def test_prototypes_are_made_a_chunk_at_a_time(similarity, options, dtype, monkeypatch):
-    """With many classes neither all rows nor all their gradients are ever there; and each backward pass is that chunk's alone."""
+    """With many classes neither all rows nor all their gradients are ever there, only a chunk's."""
     head = Head(SIMILARITIES.get(similarity)(in_features=D, num_classes=K, **options), None, CrossEntropy()).to(dtype)
     head.similarity.chunk = 2
     kind = type(head.similarity.prototypes())

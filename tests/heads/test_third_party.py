@@ -231,7 +231,7 @@ class Own(Exponential):
 def test_a_transform_made_of_another_has_its_own_formula() -> None:
     head = randomised(Head(TVMF(D, K, 4.0), AdditiveCosine(0.1), CrossEntropy()))
     head.similarity.spec = ScoreSpec("cosine", transform=Sharper(4.0))
-    cos, y, here = logits_of(head)
+    cos, y, _ = logits_of(head)
     cos = 0.5 * (cos - 0.1 * nn.functional.one_hot(y, K))
     z = head.scale * ((1 + cos) / (1 + 4 * (1 - cos)) - 1)
     torch.testing.assert_close(head(*batch()).loss, nn.functional.cross_entropy(z, y))
