@@ -34,6 +34,13 @@ ROOMS = {
     "tools": {"cli", "convert", "data", "export", "zoo"},
     "": {"heads", "models"},  # pycls itself: the library's few names
 }
+WITHIN_HEADS = {
+    "heads.ops": {"heads.ops"},  # knows no similarity, margin or head
+    "heads.parallel": {"heads.ops", "heads.parallel", "heads.head", "heads.parts"},
+    "heads.head": {"heads.ops", "heads.labels", "heads.parts"},
+    "heads.parts": {"heads.ops"},
+}
+"""What these of the heads may import of the heads when they run; any other module there anything but heads.parallel."""
 PAGE = ROOT / "docs" / "architecture.md"
 SEE_CONFIG = {"config", "build", "launching", "scaling", "testing", "training", "submission", "run", "export", "convert", "cli"}
 LIGHT = {"", "errors", "registry", "config", "cli", "tools"}
@@ -73,6 +80,30 @@ def test_module_keeps_to_its_room(module: str) -> None:
             assert own in SEE_CONFIG, where
         if name.split(".")[0] == "torch" and own in LIGHT:
             raise AssertionError(where)
+
+
+def part_of_heads(module: str) -> str:
+    """``heads.ops`` of ``pycls.heads.ops.loss``."""
+    return ".".join(module.split(".")[1:3])
+
+
+def without_annotations(tree: ast.AST) -> ast.AST:
+    """The module without what only its annotations need."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return tree
+
+
+@pytest.mark.parametrize("module", [module for module in SOURCES if module.startswith("pycls.heads.")])
+def test_heads_import_downwards(module: str) -> None:
+    path = SOURCES[module]
+    allowed = WITHIN_HEADS.get(part_of_heads(module))
+    for name, line in imports(without_annotations(ast.parse(path.read_text(encoding="utf-8"))), module, path):
+        if name.startswith("pycls.heads"):
+            where = f"{path.relative_to(ROOT)}:{line} imports {name}"
+            other = part_of_heads(name)
+            assert other != "heads.parallel" if allowed is None else other in allowed, where
 
 
 @pytest.mark.parametrize("module", SOURCES)
