@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from pycls.data.image_files import EXTENSIONS
+from pycls.data.labels import LARGEST_LABEL
 from pycls.errors import InputError
 
 LABELS = ("cls", "json")
-LARGEST = 2**31 - 1
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _CHUNK = 1 << 20
 
@@ -145,8 +145,9 @@ def _label(file: Path, member: str, suffix: str, content: bytes) -> int:
     try:
         value = json.loads(content)
         label = value["label"] if suffix == "json" else value
-        if type(label) is int and 0 <= label <= LARGEST:
+        if type(label) is int and 0 <= label <= LARGEST_LABEL:
             return label
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise InputError(f"{file}: {member} holds no label: a whole number from 0 on" + ("" if suffix == "cls" else " named label"))
+    raise InputError(f"{file}: {member} holds no label: a whole number from 0 to {LARGEST_LABEL:,}"
+                     + ("" if suffix == "cls" else " named label"))  # fmt: skip
