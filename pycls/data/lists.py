@@ -93,9 +93,9 @@ def _called(source: Path, option: str) -> str:
 
 def _read_lines(text: str, name: str) -> Iterator[Row]:
     for number, line in enumerate(re.split("\r\n|\n|\r", text), 1):
-        if _is_no_entry(line):
-            continue
         row = line.rsplit(maxsplit=1)
+        if not row or ("#" in line and _is_no_entry(line)):
+            continue
         if len(row) != 2:
             hint = "; a list with commas, and a header, is called .csv" if "," in line else ""
             raise InputError(f"{name}:{number}: expected a path and a label{hint}")
@@ -161,8 +161,9 @@ def _plain(text: str) -> str:
 def _refuse_two_labels(found: ImageList) -> None:
     first: dict[bytes, int] = {}
     for index, path in enumerate(found.paths.tolist()):
-        earlier = first.setdefault(os.path.normpath(path), index)
-        if found.labels[earlier] != found.labels[index]:
+        plain = os.path.normpath(path) if b"./" in path or b"//" in path else path
+        earlier = first.setdefault(plain, index)
+        if earlier != index and found.labels[earlier] != found.labels[index]:
             raise InputError(two_labels(found, earlier, index))
 
 

@@ -1,5 +1,6 @@
 """Images that two parts of a data set share, or that one part has twice, would make every figure wrong: they are refused."""
 
+import bisect
 import itertools
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -42,16 +43,18 @@ class Part:
 def refuse_same_images(parts: Sequence[Part]) -> None:
     """Raises :class:`InputError` where one image is in two parts, or twice in one with two labels or where it must not be."""
     followed = sum(len(part.paths) for part in parts) <= FOLLOWED_FILES
-    seen: dict[Hashable, tuple[Part, int]] = {}
-    folders: dict[bytes, bytes] = {}
+    seen: dict[Hashable, int] = {}  # the images' numbers, all parts counted on
+    starts = np.cumsum([0, *(len(part.paths) for part in parts)]).tolist()
     shared: dict[tuple[str, str], list[tuple[Part, int, Part, int]]] = {}
-    for part in parts:
-        for index, key in enumerate(_keys(part, followed, folders)):
-            other, earlier = seen.setdefault(key, (part, index))
-            if other is not part:
-                shared.setdefault((other.name, part.name), []).append((other, earlier, part, index))
-            elif earlier != index:
-                _refuse_twice(part, earlier, index)
+    for part, start in zip(parts, starts, strict=False):
+        for number, key in enumerate(_keys(part, followed), start):
+            earlier = seen.setdefault(key, number)
+            if start <= earlier < number:
+                _refuse_twice(part, earlier - start, number - start)
+            elif earlier < start:
+                place = bisect.bisect_right(starts, earlier) - 1
+                pair = (parts[place], earlier - starts[place], part, number - start)
+                shared.setdefault((parts[place].name, part.name), []).append(pair)
     for found in shared.values():
         other, earlier, part, index = found[0]
         as_there = "" if part.paths[index] == other.paths[earlier] else f", there {_shown(other, earlier)}"
@@ -72,16 +75,17 @@ def _shown(part: Part, index: int) -> str:
     return os.fsdecode(bytes(part.paths[index]))
 
 
-def _keys(part: Part, followed: bool, folders: dict[bytes, bytes]) -> Iterator[Hashable]:
+def _keys(part: Part, followed: bool) -> Iterator[Hashable]:
     base = os.fsencode(part.base)
+    real: dict[bytes, bytes] = {}
     for path in part.paths.tolist():
         if followed:
             yield identity(os.path.join(base, path))
             continue
-        folder, _, name = os.path.join(base, path).rpartition(b"/")
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder or b"/")
-        yield folders[folder] + b"/" + name
+        folder, slash, name = path.rpartition(b"/")
+        if folder not in real:
+            real[folder] = os.path.join(os.path.realpath(os.path.join(base, folder + slash)), b"")
+        yield real[folder] + name
 
 
 def refuse_same_folders(base: Path, parts: Mapping[str, bool]) -> None:
