@@ -39,7 +39,7 @@ class ImageFolder(ImageFiles):
         base = path_under(resolve_root(root), folder, "IMAGE_FOLDER.FOLDER")
         if split == "test" and not (base / "test").is_dir():
             raise MissingSplit(f"image_folder: there is no folder {base / 'test'}; evaluate on val instead")
-        names = read_classes(base / classes) if classes else _names_of_folders(base, split)
+        names = read_classes(path_under(base, classes, "IMAGE_FOLDER.CLASSES")) if classes else _names_of_folders(base, split)
         source, has_val = base / (classes or "train"), (base / "val").is_dir()
         refuse_same_folders(base, {"train": not has_val, "val": True, "test": True})
         if split == "test" or (split == "val" and has_val):

@@ -138,3 +138,10 @@ def test_addresses_of_lists_and_folders(tmp_path: Path) -> None:
         options = {"train": "l.txt", option: address}
         with pytest.raises(InputError, match=rf"^IMAGE_LIST\.{option.upper()}(: {address} cannot be fetched| is {address})"):
             DATASETS.get("image_list")(str(tmp_path), "train", **options)
+    for options in ({"folder": "s3://b/photos"}, {"classes": "s3://b/c"}):
+        with pytest.raises(InputError, match=r"^IMAGE_FOLDER\.(FOLDER|CLASSES) is s3://b/.*, an address; it must be a path"):
+            DATASETS.get("image_folder")(str(tmp_path), "train", **options)
+    with pytest.raises(InputError, match=r"^DATA\.ROOT .* is s3://bucket, an address; it must be a path on this machine"):
+        DATASETS.get("image_folder")("s3://bucket", "train")
+    with pytest.raises(InputError, match=r"is ~nobody-here/x, and there is no such home folder"):
+        DATASETS.get("image_folder")("~nobody-here/x", "train")
