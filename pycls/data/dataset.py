@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pycls.data import rng
 from pycls.data.decoding import decode
+from pycls.data.places import path_under
 from pycls.errors import InputError
 
 AnyDataset = TypeVar("AnyDataset", bound="Dataset")
@@ -204,5 +205,8 @@ def check_num_classes(labels: Tensor, num_classes: int, name: str) -> None:
 
 
 def resolve_root(root: str | os.PathLike[str] = "") -> Path:
-    """The folder that holds the data sets: ``root`` if given, else ``$PYCLS_DATA``, else ``./data``."""
-    return Path(os.fspath(root) or os.environ.get("PYCLS_DATA") or "data").expanduser()
+    """The folder that holds the data sets: ``root`` if given, else ``$PYCLS_DATA``, else ``./data``.
+
+    Raises :class:`InputError` for an address such as s3://....
+    """
+    return path_under(Path(), os.fspath(root) or os.environ.get("PYCLS_DATA") or "data", "DATA.ROOT or $PYCLS_DATA")

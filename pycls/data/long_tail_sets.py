@@ -5,19 +5,19 @@ iNaturalist species classification and detection dataset", CVPR 2018. The lists 
 al., ICLR 2020.
 """
 
-from pathlib import Path
-
 from pycls.data.dataset import Split, resolve_root
 from pycls.data.image_list import ListedImages, Lists
 from pycls.data.lists import read_list
+from pycls.data.places import path_under
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 
 
-def _lists(root: str, folder: str, lists: str, names: dict[str, str]) -> Lists:
+def _lists(section: str, root: str, folder: str, lists: str, names: dict[str, str]) -> Lists:
     top = resolve_root(root)
-    where = top / Path(lists).expanduser()
-    return Lists({part: where / name for part, name in names.items()}, top / Path(folder).expanduser())
+    where = path_under(top, lists, f"{section}.LISTS")
+    return Lists({part: where / name for part, name in names.items()}, path_under(top, folder, f"{section}.FOLDER"),
+                 options=dict.fromkeys(names, f"{section}.LISTS"), folder_option=f"{section}.FOLDER")  # fmt: skip
 
 
 @DATASETS.register("imagenet_lt")
@@ -35,10 +35,10 @@ def imagenet_lt(
         lists: the folder of ImageNet_LT_train.txt, ImageNet_LT_val.txt and ImageNet_LT_test.txt.
         im_size: side of an image in a batch, in pixels.
     """
-    found = _lists(root, folder, lists, {part: f"ImageNet_LT_{part}.txt" for part in ("train", "val", "test")})
+    found = _lists("IMAGENET_LT", root, folder, lists, {part: f"ImageNet_LT_{part}.txt" for part in ("train", "val", "test")})
     for part, origin in (("val", b"train/"), ("test", b"val/")):
-        if split == part and not read_list(found.files[part]).paths[0].startswith(origin):
-            raise InputError(f"imagenet_lt: {found.files[part]} is not the {part} list, whose images are in "
+        if split == part and not read_list(found.files[part], option=found.options[part]).paths[0].startswith(origin):
+            raise InputError(f"{found.options[part]}: {found.files[part]} is not the {part} list, whose images are in "
                              f"{origin.decode()} of ImageNet")  # fmt: skip
     return ListedImages("imagenet_lt", found, split, im_size)
 
@@ -54,7 +54,7 @@ def places_lt(root: str, split: Split, folder: str = "places", lists: str = "pla
         lists: the folder of Places_LT_train.txt, Places_LT_val.txt and Places_LT_test.txt.
         im_size: side of an image in a batch, in pixels.
     """
-    found = _lists(root, folder, lists, {part: f"Places_LT_{part}.txt" for part in ("train", "val", "test")})
+    found = _lists("PLACES_LT", root, folder, lists, {part: f"Places_LT_{part}.txt" for part in ("train", "val", "test")})
     return ListedImages("places_lt", found, split, im_size)
 
 
@@ -71,7 +71,7 @@ def inaturalist2018(
         lists: the folder of iNaturalist18_train.txt and iNaturalist18_val.txt.
         im_size: side of an image in a batch, in pixels.
     """
-    found = _lists(root, folder, lists, {part: f"iNaturalist18_{part}.txt" for part in ("train", "val")})
+    found = _lists("INATURALIST2018", root, folder, lists, {part: f"iNaturalist18_{part}.txt" for part in ("train", "val")})
     return ListedImages("inaturalist2018", found, split, im_size)
 
 
@@ -88,5 +88,5 @@ def inaturalist2019(
         lists: the folder of iNaturalist19_train.txt and iNaturalist19_val.txt.
         im_size: side of an image in a batch, in pixels.
     """
-    found = _lists(root, folder, lists, {part: f"iNaturalist19_{part}.txt" for part in ("train", "val")})
+    found = _lists("INATURALIST2019", root, folder, lists, {part: f"iNaturalist19_{part}.txt" for part in ("train", "val")})
     return ListedImages("inaturalist2019", found, split, im_size)

@@ -71,13 +71,13 @@ def test_csv(photos: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", r"train\.txt is empty"),
+        ("", r"IMAGE_LIST\.TRAIN: .*train\.txt: the list is empty"),
         ("a.jpg 0\nb.jpg\n", r"train\.txt:2: expected a path and a label"),
-        ("a.jpg 0\n\nb.jpg 1\n", r"train\.txt:2: expected a path and a label"),
+        ("a.jpg 0\n\nb.jpg\n", r"train\.txt:3: expected a path and a label"),
         ("a.jpg 0\nb.jpg one\n", r"train\.txt:2: the label 'one' is no whole number"),
-        ("a.jpg 0\nb.jpg -1\n", r"train\.txt:2: the label -1 is negative"),
+        ("a.jpg 0\nb.jpg -1\n", r"train\.txt:2: the label '-1' is negative"),
         ("train/ant/01 x.jpg 0\nnowhere.jpg 1\n", r"train\.txt: there is no file .*nowhere\.jpg; 1 of 2 files"),
-        ("a.jpg 0\nb.jpg 1\n", r"train\.txt: there is no file .*a\.jpg; all of 2 files .* relative to FOLDER"),
+        ("a.jpg 0\nb.jpg 1\n", r"train\.txt: there is no file .*a\.jpg; all of 2 files .* relative to IMAGE_LIST\.FOLDER"),
     ],
 )
 def test_lists_that_cannot_be(photos: Path, text: str, message: str) -> None:
