@@ -65,10 +65,11 @@ def decode_cut(data: bytes, place: Callable[[int, int], Cut], size: int, cutter:
         data: the file.
         place: height and width of the image -> the cut.
         size: side of the result, in pixels.
-        cutter: decodes of a JPEG what the cut needs; None for Pillow, which gives the same within a grey level or so.
+        cutter: decodes of a JPEG what the cut needs; None for Pillow, which gives the same within a grey level on average.
     """
-    shape = cutter.shape(data) if cutter is not None else None
-    if cutter is None or shape is None:
-        image = decode(data)
-        return cut_array(image, place(*image.shape[:2]), size)
-    return cutter.cut(data, place(*shape), size)
+    if cutter is not None and (shape := cutter.shape(data)) is not None:
+        square = cutter.cut(data, place(*shape), size)
+        if square is not None:
+            return square
+    image = decode(data)
+    return cut_array(image, place(*image.shape[:2]), size)
