@@ -91,3 +91,24 @@ def jpeg_of_factors(planes: Sequence[np.ndarray], factors: Factors) -> bytes:
     scan = bytes([len(factors), *(part for number in range(len(factors)) for part in (number + 1, 0)), 0, 63, 0])
     tables = _huffman(0x00, 4, range(12)) + _huffman(0x10, 8, AC_SYMBOLS)
     return header + tables + _segment(0xDA, scan) + data + b"\xff\xd9"
+
+
+def tiff(width: int, height: int, data: bytes, bits: int, sample_format: int = 1, photometric: int = 1, order: str = "<",
+         orientation: int = 1) -> bytes:  # fmt: skip
+    """A TIFF of one layer, not compressed.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        data: its rows, each of whole bytes.
+        bits: of a pixel.
+        sample_format: 1 unsigned, 2 signed, 3 floating-point.
+        photometric: 0 if 0 is white, 1 if 0 is black.
+        order: of bytes, ``<`` or ``>``.
+        orientation: as in EXIF.
+    """
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (274, orientation), (277, 1),
+            (278, height), (279, len(data)), (339, sample_format)]  # fmt: skip
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data))
+    return head + data + struct.pack(order + "H", len(tags)) + entries + bytes(4)
