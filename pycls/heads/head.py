@@ -94,6 +94,8 @@ class Head(nn.Module):
                     f"those of {_name(similarity)} are not"
                 )
         criterion.check(similarity.num_classes)
+        if margin is not None:
+            margin.check(similarity.num_classes)
 
     @property
     def weight(self) -> nn.Parameter:

@@ -16,7 +16,7 @@ def test_tau_is_chosen_by_the_mean_over_the_classes() -> None:
     common = torch.tensor([[1.0, 0.0]] * 98 + [[1.0, 2.2]] * 2)  # the last two right up to tau 0.6
     features, labels = torch.cat((rare, common)), torch.tensor([1, 1] + [0] * 100)
     batches = [(features[:50], labels[:50], None), (features[50:], labels[50:], None)]
-    assert choose_tau(MODEL, weight, batches, 3) == 0.7, "two of the many for half of the few"
+    assert choose_tau(MODEL, weight, batches, torch.ones(2, dtype=torch.bool)) == 0.7, "two of the many for half of the few"
 
 
 def test_a_row_of_zeros_stays() -> None:
