@@ -19,6 +19,13 @@ def test_tau_is_chosen_by_the_mean_over_the_classes() -> None:
     assert choose_tau(MODEL, weight, batches, torch.ones(2, dtype=torch.bool)) == 0.7, "two of the many for half of the few"
 
 
+def test_tau_is_chosen_among_the_classes_that_have_training_images() -> None:
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 0.0]])
+    batches = [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), None)]
+    assert choose_tau(MODEL, weight, batches, torch.tensor([True, True, False])) == 0.0
+    assert choose_tau(MODEL, weight, batches, torch.tensor([True, True, True])) >= 1.0, "class 2 takes those of class 0"
+
+
 def test_a_row_of_zeros_stays() -> None:
     assert tau_normalised(torch.zeros(2, 3), 1.0).abs().sum() == 0
     assert torch.equal(tau_normalised(torch.tensor([[3.0, 4.0]]), 0.0), torch.tensor([[3.0, 4.0]]))
