@@ -102,7 +102,8 @@ def announce(cfg: CfgNode, trainer: Trainer, dataset: build.Dataset, classes: in
                 classes, f"{sum(p.numel() for p in trainer.model.parameters()):,}", device)  # fmt: skip
     if trainer.settings.autocast is not None and device.type == "cpu" and not has_fast_bf16(device):
         logger.warning("this CPU has no bf16 units: TRAIN.MIXED_PRECISION makes training about ten times slower here")
-    for warning in build.head_warnings(trainer.model):
+    absent = build.absent_classes(build.class_counts(dataset.labels, classes), dataset.class_names)
+    for warning in [*([absent] if absent else []), *build.head_warnings(trainer.model)]:
         logger.warning(warning)
     if cfg.TRAIN.EVAL_SPLIT == "test":
         logger.info("evaluating on the test part in training: shown, but the best epoch is not chosen on it")
@@ -181,7 +182,8 @@ def second_model(
         if tau < 0:
             val = build.build_dataset(cfg, cfg.TRAIN.EVAL_SPLIT)
             images = build.build_eval_loader(later, val, cfg.TRAIN.EVAL_SPLIT, device, ranks)
-            tau = decouple.choose_tau(model, weight.to(device), images, classes)
+            present = build.class_counts(dataset.labels, classes) > 0
+            tau = decouple.choose_tau(model, weight.to(device), images, present.to(device))
             logger.info("tau %.1f has the lowest error on %s, averaged over the classes", tau, cfg.TRAIN.EVAL_SPLIT)
         decouple.set_weight(model.head.similarity, decouple.tau_normalised(weight, tau))
     return model

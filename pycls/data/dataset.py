@@ -20,6 +20,9 @@ from pycls.errors import InputError
 AnyDataset = TypeVar("AnyDataset", bound="Dataset")
 Split = Literal["train", "val", "trainval", "test"]
 
+SHOWN = 5
+"""Classes that a message names before it counts the rest."""
+
 # The held-out parts are a function of the data set alone, never of RNG_SEED: validation numbers of any two runs
 # compare.
 SPLIT_SEED = 2718281828
@@ -191,6 +194,22 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Images of each class, int64 ``[K]``. Raises :class:`InputError` for a label that is K or more."""
     check_num_classes(labels, num_classes, "the data set")
     return torch.bincount(labels[labels >= 0], minlength=num_classes)
+
+
+def absent_classes(counts: Tensor, names: Sequence[str]) -> str:
+    """A warning of one line that names the classes without training images; empty where there are none.
+
+    Args:
+        counts: training images of each class, int64 ``[K]``.
+        names: of the first classes, or of all.
+    """
+    absent = (counts == 0).nonzero()[:, 0].tolist()
+    if not absent:
+        return ""
+    shown = [str(k) if k >= len(names) or names[k] == str(k) else f"{k} ({names[k]})" for k in absent[:SHOWN]]
+    more = f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else ""
+    return (f"{len(absent):,} of {len(counts):,} classes {'has' if len(absent) == 1 else 'have'} no training images: "
+            f"{', '.join(shown)}{more}; labels count from 0")  # fmt: skip
 
 
 def check_num_classes(labels: Tensor, num_classes: int, name: str) -> None:

@@ -124,7 +124,7 @@ class Chunk:
                 torch.threshold_(self.inverse, TINY**0.5, math.inf).reciprocal_()  # 0 for a prototype that counts as zero
             p.mul_(self.inverse)
         if self.picks is not None:
-            best = p.view(len(p), -1, form.num_centers).max(dim=2)
+            best = p.unflatten(1, (-1, form.num_centers)).max(dim=2)
             p = out.copy_(best.values)
             self.picks.copy_(best.indices)
         return p if bias is None else p.add_(bias)

@@ -70,14 +70,14 @@ class TritonRows:
     def squares_of_targets(self, weight: Tensor, column: Tensor) -> Tensor:
         """|w|^2 [N] of the prototypes of a column of targets, any one for -1."""
         out = weight.new_empty(len(column), dtype=sum_type(weight))
-        self._squares(weight, out, 0.0, 1.0, None, column)
+        self._squares(weight, out, 0.0, 1.0, None, _within(column, weight))
         return out
 
     def add_to_targets(self, grad: Tensor, weight: Tensor, column: Tensor, by_square: Tensor) -> None:
         """Adds the gradient by those squares, [N, 1], to the one by all prototypes."""
         width, samples = weight.shape[1], len(column)
         self.kernels.to_targets[(samples,)](
-            grad, weight, column, by_square.contiguous(), samples, width,
+            grad, weight, _within(column, weight), by_square.contiguous(), samples, width,
             SAMPLES=_power(samples, 1024), BLOCK=_power(width, 512),
         )  # fmt: skip
 
@@ -170,6 +170,11 @@ def _link(form: Form) -> tuple[int, float]:
     """The link's number and its constant."""
     code, constant = form.link.compiled or (0, 0.0)
     return code, float(constant)
+
+
+def _within(column: Tensor, weight: Tensor) -> Tensor:
+    """Targets whose rows are there to be read: nobody has looked at the labels on a GPU, which would have to be waited for."""
+    return column.clamp(max=weight.size(0) - 1)
 
 
 def _power(size: int, most: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pycls.heads.form import float_products
 from pycls.heads.gram import Ranking, Scores
-from pycls.heads.labels import Labels, Mean, column, targets_of
+from pycls.heads.labels import Labels, Mean, check_features, checked_labels, column, targets_of
 from pycls.heads.loss_native import native_losses, of_mean_logit, tail_of
 from pycls.heads.parts import (
     Auxiliary,
@@ -94,6 +94,8 @@ class Head(nn.Module):
                     f"those of {_name(similarity)} are not"
                 )
         criterion.check(similarity.num_classes)
+        if margin is not None:
+            margin.check(similarity.num_classes)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -125,7 +127,20 @@ class Head(nn.Module):
         self.criterion.set_epoch(epoch)
 
     def forward(self, features: Tensor, labels: Labels | None = None) -> HeadOutput:
-        """Logits of features [N, D]; with labels also the loss and its terms."""
+        """Logits of features [N, D]; with labels also the loss and its terms.
+
+        Args:
+            features: floating-point numbers [N, D]; N may be 0, whose loss is 0.
+            labels: integers of any type [N], each in 0..K-1 or -1 for no target, on the features' device; or a mixture
+                (labels_a, labels_b, lam) of two such, lam a number in [0, 1] or a tensor of one for each sample.
+
+        Raises:
+            TypeError: features or labels of another type, such as bool or float labels.
+            ValueError: a wrong shape or device, lam outside [0, 1], or a label that is none of these (on CUDA, which would
+                have to be waited for, and in a compiled graph labels' and lam's values are not looked at).
+        """
+        check_features(features, self.weight)
+        labels = None if labels is None else checked_labels(labels, features)
         products = autocast_type(features)
         with float_products(features):
             x = features if features.dtype in _EXACT else features.float()

@@ -19,6 +19,7 @@ from pycls.heads.codes import MarginCode, MarginKind, TargetCode, speaks_for
 from pycls.heads.form import Form, float_products
 from pycls.heads.gram_chunk import chunks
 from pycls.heads.gram_native import fits
+from pycls.heads.labels import no_class
 from pycls.heads.operands import plain
 from pycls.heads.parts import Auxiliary, Criterion, Margin, Queries, Similarity, SoftmaxCriterion
 from pycls.heads.prototypes import Recipe
@@ -112,7 +113,7 @@ def native_losses(
         offset: [K], added to the logits before they are compared.
 
     Raises:
-        ValueError: if a label is no class.
+        ValueError: if a label is neither a class nor -1.
     """
     x, form, functions = queries.x, similarity.form, _functions()
     if functions is None or not len(x) or not plain(x, offset, tail.weights):
@@ -165,8 +166,8 @@ class HeadLoss(torch.autograd.Function):
         )  # fmt: skip
         about = ctypes.byref(step)
         wrong = functions.prepare(about)
-        if wrong >= 0:
-            raise ValueError(f"label {wrong} in a head of {classes} classes")
+        if wrong != -1:
+            raise no_class(wrong, classes)
         torch.mm(x if stretched is None else stretched, weight.t(), out=products)
         functions.forward(about)
         ctx.set_materialize_grads(False)

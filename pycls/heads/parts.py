@@ -147,6 +147,9 @@ class Margin(nn.Module):
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """The target's measure [N] with the margin; ``labels`` int64 [N], clamped to 0 where there is no target."""
 
+    def check(self, num_classes: int) -> None:
+        """Raises ``ValueError`` if the margin's own numbers do not fit so many classes."""
+
     def code(self) -> MarginCode | None:
         """The margin as it is now for the compiled loss, to be said by the class that has ``forward``; None for one that it
         does not know."""

@@ -42,8 +42,8 @@ class _Ring(torch.autograd.Function):
 class RingLoss(Auxiliary):
     """Pulls the features' norms to one learned radius: ``weight / 2`` times the mean of ``(|x| - R)^2`` (equation 2).
 
-    R starts at the mean norm of the first batch. Variants: ``l1`` is ``weight`` times smooth L1 of the difference;
-    ``relative`` divides l2's by the batch's mean norm, which makes it independent of the features' size.
+    R starts at the mean norm of the first batch that has a target. Variants: ``l1`` is ``weight`` times smooth L1 of the
+    difference; ``relative`` divides l2's by the batch's mean norm, which makes it independent of the features' size.
 
     Args:
         weight: lambda.
@@ -74,7 +74,7 @@ class RingLoss(Auxiliary):
         counted = (weights > 0).to(norms.dtype)
         mean = (norms * counted).sum() / counted.sum().clamp(min=1)
         if self.training:
-            self._start(mean.detach())
+            self._start(mean.detach(), counted.any())
         gaps = norms - self.radius
         if self.variant == "l1":
             return self.weight * (F.smooth_l1_loss(gaps, torch.zeros_like(gaps), reduction="none") * weights).sum()
@@ -85,19 +85,20 @@ class RingLoss(Auxiliary):
         """The same by compiled C, on a processor: whether the radius has started can be seen there."""
         norms, mean = parts.norms(features, weights)
         if self.training and (_shared() or not self.started):
-            self._start(features.new_full((), mean))
+            self._start(features.new_full((), mean), (weights > 0).any())
         loss: Tensor = _Ring.apply(features, self.radius, norms, mean, weights, self.weight, self.variant, parts)
         return loss
 
     @torch.no_grad()
-    def _start(self, mean: Tensor) -> None:
-        """The radius takes the first batch's mean norm, of all processes. Nothing waits for the device."""
+    def _start(self, mean: Tensor, counted: Tensor) -> None:
+        """The radius takes the first batch's mean norm, of all processes that have counted a sample; without any it waits for
+        the next batch. Nothing waits for the device."""
         if _shared():
-            mean = mean.clone()
-            dist.all_reduce(mean)
-            mean = mean / dist.get_world_size()
-        self.radius.copy_(torch.where(self.started, self.radius, mean))
-        self.started.fill_(True)
+            sums = torch.stack((mean * counted, counted.to(mean.dtype)))
+            dist.all_reduce(sums)
+            mean, counted = sums[0] / sums[1].clamp(min=1), sums[1] > 0
+        self.radius.copy_(torch.where(self.started | ~counted, self.radius, mean))
+        self.started.logical_or_(counted)
 
     def extra_repr(self) -> str:
         """weight, variant."""

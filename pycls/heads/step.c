@@ -78,11 +78,11 @@ static void prepare_sample(const step *s, int64_t i)
     if (s->domain == OVER_FEATURE || s->domain == OVER_BOTH) vector(s, FEATURE_SQUARE)[i] = square_of(v, s->d);
 }
 
-/* Returns a label that is no class, or -1. */
+/* Returns a label that is neither a class nor -1, or else -1. */
 int64_t pycls_step_prepare(step *s)
 {
     for (int64_t i = 0; i < s->n; i++) {
-        if (s->target[i] >= s->k) return s->target[i];
+        if (s->target[i] >= s->k || s->target[i] < -1) return s->target[i];
         s->absent |= s->target[i] < 0;
     }
 #pragma omp parallel num_threads(threads_for(s, (s->n + prototypes(s)) * s->d))
