@@ -1,7 +1,5 @@
 """Heads for long-tailed training sets: LDAM, logit adjustment, balanced softmax. They know the classes' counts."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -85,20 +83,17 @@ class LogitAdjustment(CrossEntropy):
         counts = as_counts(class_counts)
         self.tau, self.post_hoc = tau, post_hoc
         self.register_buffer("log_prior", (counts / counts.sum()).log().clamp(min=ABSENT))
-        self._some_absent = bool((counts == 0).any())
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        """As of any module; whether some class is absent is looked up once, since a GPU would have to be waited for."""
-        super()._load_from_state_dict(*arguments)
-        self._some_absent = bool((self.log_prior <= ABSENT).any())
+        self._some_absent = bool((counts == 0).any())  # in training: to look at the buffer would wait for a GPU
 
     def check(self, num_classes: int) -> None:
         """One count a class."""
         check_counts(self.log_prior, num_classes)
 
     def class_weights(self) -> Tensor | None:
-        """0 for a class without training samples, 1 for the others; None where there is none."""
-        return (self.log_prior > ABSENT).to(self.log_prior.dtype) if self._some_absent else None
+        """0 for a class without training samples, 1 for the others; None in training where there is none."""
+        if self.training and not self._some_absent:
+            return None
+        return (self.log_prior > ABSENT).to(self.log_prior.dtype)
 
     def smoothed_over(self, classes: int) -> int | Tensor:
         """Those that have training samples."""
@@ -107,9 +102,9 @@ class LogitAdjustment(CrossEntropy):
     def offset(self) -> Tensor | None:
         """tau log pi in training, or -tau log pi in evaluation; an absent class is left out in evaluation either way."""
         factor = 0.0 if self.training == self.post_hoc else self.tau if self.training else -self.tau
-        if self._some_absent and (factor or not self.training):
-            return torch.where(self.log_prior > ABSENT, factor * self.log_prior, ABSENT)
-        return factor * self.log_prior if factor else None
+        if self.training and not factor:
+            return None
+        return torch.where(self.log_prior > ABSENT, factor * self.log_prior, ABSENT)
 
     def extra_repr(self) -> str:
         """tau, post_hoc."""

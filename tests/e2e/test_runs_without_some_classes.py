@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import simplejson
 from running import DIGITS, call, result  # type: ignore[import-not-found]
 
 from pycls.engine.state_file import load_weights
@@ -37,6 +38,10 @@ def test_an_absent_class_is_named_once_and_never_predicted(tmp_path: Path, head:
         assert tested["class_samples"][0] > 0 == tested["class_predictions"][0] == tested["class_predictions"][5]
     assert all(math.isfinite(number) for number in numbers(found))
     assert all(value.isfinite().all() for value in load_weights(tmp_path / "model.safetensors")[0].values())
+    tested = call("--mode", "test", "--cfg", tmp_path / "config.yaml", "OUT_DIR", tmp_path)
+    assert tested.code == 0, tested.err
+    again = simplejson.loads((tmp_path / "test.json").read_text())["test"]
+    assert {key: again[key] for key in found["test"]} == found["test"], "the weights know which classes were absent"
 
 
 def test_ldam_re_weighted_is_finite_without_them(tmp_path: Path) -> None:
