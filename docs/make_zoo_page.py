@@ -33,7 +33,8 @@ model = pycls.create_model("ResNet-50", num_classes=10, pretrained="ResNet-50@to
 ```
 
 In a run `TEST.WEIGHTS` and `TRAIN.WEIGHTS` take such a name, a URL, or a file: ours, a checkpoint of pycls (`.pyth`), a
-state dict of PyTorch (`.pth`), safetensors. Names of parameters may be ours, pycls's or torchvision's.
+state dict of PyTorch (`.pth`), safetensors. Names of parameters may be ours, pycls's or torchvision's, or those of the
+RBF-Softmax repository, of whose head the bias, which it never uses, is dropped (its published runs need `HEAD.GAMMA 35`).
 
 <!-- not run: fetches weights from the web and needs ImageNet -->
 ```bash
