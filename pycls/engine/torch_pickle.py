@@ -6,6 +6,7 @@ memory until it is loaded.
 """
 
 import contextlib
+import io
 import os
 import sys
 import zipfile
@@ -251,9 +252,8 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> Any:
     order = archive.read(f"{root}/byteorder").decode() if f"{root}/byteorder" in records else "little"
     if order != sys.byteorder:
         raise InputError(f"{path} was written on a {order}-endian machine, and this one is {sys.byteorder}-endian")
-    with archive.open(f"{root}/data.pkl") as file:
-        unpickler = _Unpickler(file)  # type: ignore[arg-type]
-        tree = unpickler.load()
+    unpickler = _Unpickler(io.BytesIO(archive.read(f"{root}/data.pkl")))
+    tree = unpickler.load()
     for key, storage in unpickler.storages.items():
         record = records[f"{root}/data/{key}"]
         if record.file_size != storage.nbytes:
