@@ -33,7 +33,8 @@ model = pycls.create_model("ResNet-50", num_classes=10, pretrained="ResNet-50@to
 ```
 
 In a run `TEST.WEIGHTS` and `TRAIN.WEIGHTS` take such a name, a URL, or a file: ours, a checkpoint of pycls (`.pyth`), a
-state dict of PyTorch (`.pth`), safetensors. Names of parameters may be ours, pycls's or torchvision's.
+state dict of PyTorch (`.pth`), safetensors. Names of parameters may be ours, pycls's or torchvision's, or those of the
+RBF-Softmax repository, of whose head the bias, which it never uses, is dropped (its published runs need `HEAD.GAMMA 35`).
 
 <!-- not run: fetches weights from the web and needs ImageNet -->
 ```bash
@@ -57,8 +58,9 @@ complete and verified, so that no later run takes half a file, or an error page,
 
 torchvision publishes the first 8 digits of each SHA-256; pycls none. What the first verified download of a file was is
 written down in `weights.lock`, and nothing else is accepted under that URL from then on; copy that file to have other
-machines accept only the same. Every use verifies the file. Nothing in a file is run: it is read for tensors, numbers and
-strings alone, and one that asks for more is refused.
+machines accept only the same. Every use verifies the file. Nothing in a file is run: it is read for tensors, plain
+values, and NumPy's numbers and arrays (which pycls's schedules leave in the state of its optimiser) alone, and one that asks
+for more is refused by a line that says for what.
 
 ## What the weights want
 

@@ -23,6 +23,7 @@ from pycls.models.weight_names import FORMS, Form, first_convolution, from_ours,
 from pycls.registry import closest
 from pycls.runtime import pipe
 from pycls.runtime.files import atomic_write
+from pycls.runtime.log import setup_logging
 from pycls.zoo.catalogue import COLOURS, Colours
 from pycls.zoo.weights import Weights, load, pycls_colours
 
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT", help=f"the file to write: {', '.join(SUFFIXES)}")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="options that win over the configuration's: KEY VALUE ...")
     flags = parser.parse_args(argv)
+    setup_logging()
     try:
         out = Path(flags.output)
         if out.suffix not in SUFFIXES or not out.parent.is_dir():

@@ -97,7 +97,11 @@ def refuse_other_config(cfg: CfgNode) -> None:
 
 def refuse_other_data(cfg: CfgNode, written: str) -> None:
     """Raises InputError if the training set is not the one that a checkpoint, by its configuration's text, was begun with."""
-    before = yaml.safe_load(written)["DATA"].get("HASH", "")
+    try:
+        before = str(yaml.safe_load(written)["DATA"].get("HASH", ""))
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{checkpoints(cfg).folder}: the entry config of the newest checkpoint is no configuration; it should "
+                         f"be the text of {CONFIG_FILE}") from None  # fmt: skip
     if before != cfg.DATA.HASH:
         raise InputError(f"{cfg.OUT_DIR} holds a run on another training set (its files have changed since): its DATA.HASH is "
                          f"{before or 'empty'}, now it is {cfg.DATA.HASH or 'empty'}; give another OUT_DIR")  # fmt: skip

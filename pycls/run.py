@@ -14,6 +14,7 @@ from pycls.engine.sharded import is_sharded
 from pycls.engine.state_file import save_weights
 from pycls.engine.timing import time_steps
 from pycls.engine.trainer import Stopped, Trainer
+from pycls.errors import InputError
 from pycls.models.complexity import complexity
 from pycls.runtime.distributed import Ranks, barrier, ranks_from_env
 from pycls.runtime.files import atomic_write, make_out_dir
@@ -189,6 +190,9 @@ def test(cfg: CfgNode) -> int:
         build.share_out(cfg, model, ranks)
         model = build.place(cfg, model, device)
         counts = weights.about.get("class_counts")
+        if counts is not None and len(counts) != classes:
+            raise InputError(f"{weights.source}: its entry class_counts has {len(counts)} numbers; it should have one for each "
+                             f"of the model's {classes} classes")  # fmt: skip
         found = testing.assess(cfg, model, classes, (dataset, split), counts, device, ranks)
         if ranks.is_main:
             testing.write_tables(make_out_dir(cfg.OUT_DIR), "test", found, dataset, dataset.class_names, counts)

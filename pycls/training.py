@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -11,11 +12,13 @@ import pycls
 from pycls import build, config, launching, zoo
 from pycls.engine import decouple
 from pycls.engine.checkpoints import load_model_state, load_together
+from pycls.engine.entries import check_checkpoint
 from pycls.engine.evaluate import precise_batch_norm
 from pycls.engine.reporter import Reporter
+from pycls.engine.resumable import check_resumable
 from pycls.engine.state_file import better_weights
 from pycls.engine.trainer import Trainer
-from pycls.errors import DamagedFile, InputError, RunError
+from pycls.errors import InputError, RunError
 from pycls.models.classifier import Classifier
 from pycls.runtime.board import Board
 from pycls.runtime.devices import has_fast_bf16
@@ -87,7 +90,12 @@ def make_trainer(
 
 def resume(cfg: CfgNode, trainer: Trainer) -> None:
     """Continues from the newest checkpoint, if there is one."""
-    state = trainer.checkpoints.newest(trainer.ranks)
+
+    def check(state: dict[str, Any], source: str) -> None:
+        check_resumable(state, source, model=trainer.model, has_ema=trainer.ema is not None, optimizer=trainer.optimizer,
+                        scaler=trainer.scaler, epochs=cfg.OPTIM.MAX_EPOCH, steps=len(trainer.loader))  # fmt: skip
+
+    state = trainer.checkpoints.newest(trainer.ranks, check)
     if state is None:
         return
     launching.refuse_other_data(cfg, state["config"])
@@ -124,10 +132,11 @@ def choose_weights(trainer: Trainer) -> tuple[int, str, bool]:
     if best is not None:
         try:
             state = load_together(best, trainer.ranks)
+            check_checkpoint(state, str(best))
             which = better_weights(state)
-            load_model_state(trainer.model, state[which], str(trainer.checkpoints.folder))
+            load_model_state(trainer.model, state[which], str(best))
             return state["epoch"], which, True
-        except DamagedFile as error:
+        except InputError as error:
             logger.error("%s; going on with the last weights, which are not the best ones", error)
     which = better_weights({"ema": trainer.ema, "history": trainer.history})
     if trainer.ema is not None and which == "ema":

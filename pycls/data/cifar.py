@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pycls.data.dataset import ArrayDataset, Split, check_split, resolve_root, select_split
 from pycls.data.download import ensure_files
-from pycls.data.unpickle import read_pickle
 from pycls.errors import InputError
 from pycls.registry import DATASETS
+from pycls.runtime.unpickle import read_pickle
 
 PIXELS = 3 * 32 * 32
 

@@ -15,7 +15,7 @@ from pycls.engine.checkpoints import load_model_state
 from pycls.engine.state_file import load_weights
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
-from pycls.models.weight_names import FORMS, STEPS, Form, first_convolution, names, to_ours, turn_colours
+from pycls.models.weight_names import FORMS, STEPS, Form, first_convolution, is_rbf, names, to_ours, turn_colours
 from pycls.registry import HEADS
 from pycls.runtime.download import is_url, shown
 from pycls.zoo.catalogue import Colours, Entry, entries, find
@@ -119,11 +119,19 @@ def _in_our_names(model: Classifier, weights: Weights) -> dict[str, Tensor]:
     form = _form(model, weights)
     classifier = names(_with_linear(model, 1), form)["head.similarity.weight"]
     classes = len(weights.state[classifier]) if classifier in weights.state else 1
+    own = model.state_dict().get("head.similarity.weight")
+    rbf = form == "pycls" and is_rbf(model) and own is not None and classes == len(own) and _may_be_rbf(weights)
     try:
-        state = to_ours(weights.state, _with_linear(model, classes), form)
+        state = to_ours(weights.state, model if rbf else _with_linear(model, classes), form)
     except InputError as error:
         raise InputError(f"{weights.source}: {error}") from None
     return state | steps
+
+
+def _may_be_rbf(weights: Weights) -> bool:
+    """Whether the head in these weights under pycls's names can be an RBF-Softmax, which they need not say."""
+    options = _options(weights.about).get("MODEL")
+    return weights.entry is None and (not isinstance(options, dict) or options.get("LOGITS_TYPE") == "rbf_logit")
 
 
 def _form(model: Classifier, weights: Weights) -> Form:
@@ -177,8 +185,16 @@ def pycls_colours(data: str) -> Colours | None:
 
 
 def _dataset(about: dict[str, Any]) -> str:
-    """Of pycls's checkpoint (``cfg``) or of ours (``config``): what the configuration in it trains on."""
+    """What the configuration in a checkpoint trains on."""
+    training = _options(about).get("TRAIN")
+    return str(training.get("DATASET") or "") if isinstance(training, dict) else ""
+
+
+def _options(about: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in pycls's checkpoint (``cfg``) or in ours (``config``); empty if there is none that can be read."""
+    text = about.get("cfg") or about.get("config")
     try:
-        return str(yaml.safe_load(about.get("cfg") or about["config"])["TRAIN"]["DATASET"])
-    except (KeyError, TypeError, AttributeError, yaml.YAMLError):
-        return ""
+        options = yaml.safe_load(text) if isinstance(text, str) else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return options if isinstance(options, dict) else {}
