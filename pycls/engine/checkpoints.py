@@ -218,6 +218,8 @@ def model_state(model: nn.Module, where: Where = "everywhere") -> dict[str, Any]
 def check_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], source: str) -> None:
     """Raises InputError unless the model has exactly these names and shapes: else the weights are another model's."""
     own = whole_shapes(model)
+    for name in _optional(model) - state.keys():
+        del own[name]
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [f"{n} is {list(state[n].shape)}, not {list(own[n])}" for n in own.keys() & state.keys()
               if state[n].shape != own[n]]  # fmt: skip
@@ -234,10 +236,19 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], sour
         InputError: names or shapes differ: the weights are another model's.
     """
     check_model_state(model, state, source)
-    cut = cutter(model)
+    cut, optional = cutter(model), _optional(model)
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            value.copy_(cut(name, state[name]))
+            if name in state or name not in optional:
+                value.copy_(cut(name, state[name]))
+
+
+def _optional(model: nn.Module) -> set[str]:
+    """Entries that files of older versions lack, and that a module can do without (its ``optional_state``)."""
+    named = {
+        f"{prefix}.{name}" for prefix, module in model.named_modules() for name in getattr(module, "optional_state", ())
+    }
+    return named & model.state_dict().keys()
 
 
 def optimizer_state(

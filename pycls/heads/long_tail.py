@@ -85,6 +85,11 @@ class LogitAdjustment(CrossEntropy):
         self.register_buffer("log_prior", (counts / counts.sum()).log().clamp(min=ABSENT))
         self._some_absent = bool((counts == 0).any())  # in training: to look at the buffer would wait for a GPU
 
+    @property
+    def optional_state(self) -> tuple[str, ...]:
+        """Without an adjustment the prior says no more than which classes are absent; older weights do not have it."""
+        return () if self.tau else ("log_prior",)
+
     def check(self, num_classes: int) -> None:
         """One count a class."""
         check_counts(self.log_prior, num_classes)
