@@ -59,7 +59,7 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     dataset, drawn = build.build_training_set(cfg)
     cfg = config.with_value(cfg, "DATA.HASH", drawn.sha256 if drawn is not None else "")
     tested_on, test_split = build.build_test_set(cfg)
-    test_set = build.with_classes(tested_on, dataset.class_names), test_split
+    test_set = build.match_classes(cfg, tested_on, dataset.class_names, dataset.name), test_split
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
     build.build_views(cfg, test_set[0])  # what is wrong or missing is to be known now
@@ -182,7 +182,7 @@ def test(cfg: CfgNode) -> int:
         setup_logging(None, ranks.rank)
         weights = zoo.load(path)
         dataset, split = build.build_test_set(cfg)
-        dataset = build.with_classes(dataset, weights.about.get("class_names") or dataset.class_names)
+        dataset = build.match_classes(cfg, dataset, weights.class_names, weights.source, weights.data)
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(last, dataset.channels, build.image_size(cfg, dataset), classes)
         zoo.load_into(model, weights)

@@ -40,7 +40,7 @@ def load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     wrapper = next((name for name in _better_first(content) if isinstance(content.get(name), Mapping)), None)
     if wrapper is not None:
         weights = content[wrapper]
-        about = {key: value for key, value in content.items() if isinstance(value, str | int | float)}
+        about = {key: value for key, value in content.items() if isinstance(value, str | int | float) or key == "class_names"}
     if not weights or not all(isinstance(n, str) and isinstance(w, Tensor) for n, w in weights.items()):
         raise InputError(f"{path} holds no weights: neither a state dict nor a checkpoint with {', '.join(_WRAPPERS)}")
     prefix = "module." if all(name.startswith("module.") for name in weights) else ""  # DistributedDataParallel's

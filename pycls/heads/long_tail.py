@@ -35,6 +35,10 @@ class LabelDistributionMargin(Margin):
         self.max_margin = max_margin
         self.register_buffer("margins", max_margin * shape / shape.max())
 
+    def class_priors(self) -> list[str]:
+        """The margins."""
+        return ["margins"]
+
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """cos - m_y."""
         return measure - self.margins[labels].to(measure.dtype)
@@ -73,6 +77,10 @@ class LogitAdjustment(CrossEntropy):
         """One count a class."""
         if len(self.log_prior) != num_classes:
             raise ValueError(f"{len(self.log_prior)} class_counts for {num_classes} classes")
+
+    def class_priors(self) -> list[str]:
+        """log pi."""
+        return [*super().class_priors(), "log_prior"]
 
     def offset(self) -> Tensor | None:
         """tau log pi in training, or -tau log pi in evaluation."""
