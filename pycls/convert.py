@@ -82,7 +82,7 @@ def write(path: Path, weights: Weights, form: Form) -> None:
 
     A bare state dict (.pth, .pt) cannot tell which order of colours it wants.
     """
-    facts = {"data": weights.data, **({"colours": weights.colours} if weights.colours else {}),
+    facts = {"data": weights.data, "split": weights.split, **({"colours": weights.colours} if weights.colours else {}),
              **({"class_names": weights.about["class_names"]} if weights.about.get("class_names") else {})}  # fmt: skip
     if path.suffix == ".safetensors":
         save_weights(path, weights.state, {"form": form, **facts})

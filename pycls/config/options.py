@@ -128,7 +128,8 @@ CORE: dict[str, Option] = {
                                high=1),
     "TRAIN.REPEATS": Option(1, "repeated augmentation: showings of an image in a row, of as many fewer images", low=1),
     "TEST.DATASET": Option("", "the data set to test on; empty for TRAIN.DATASET"),
-    "TEST.SPLIT": Option("auto", "its part to test on; auto for test where there is one, else val",
+    "TEST.SPLIT": Option("auto", "its part to test on; auto for test where there is one, else val; never images that are "
+                         "trained on, except in --mode test where it names them (train, trainval)",
                          choices=("auto", "train", "val", "trainval", "test")),
     "TEST.MATCH_CLASSES": Option("name", "its classes are the model's of the same name, or by position: class k is output k",
                                  choices=("name", "position")),

@@ -101,6 +101,11 @@ class FileDataset(Dataset, ABC):
     def load(self, index: int) -> np.ndarray:
         """Image ``index``, decoded: uint8 ``[H, W, C]`` of any size. Raises what the decoder raises."""
 
+    def places(self) -> tuple[list[bytes], np.ndarray | None] | None:
+        """The file of each image, and where in it the image starts (int64 ``[N]``; None where each has its own file); None for
+        a set that does not tell."""
+        return None
+
     def describe(self, index: int) -> str:
         """How an error message names image ``index``: its file, where there is one."""
         return f"image {index} of {self.name}"

@@ -50,6 +50,11 @@ class Weights:
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def split(self) -> str:
+        """The part of ``data`` that they were trained on; empty if nothing says it."""
+        return str(self.about.get("split") or _option(self.about, "SPLIT"))
+
+    @property
     def class_names(self) -> list[str] | None:
         """Of their classes, from the first on; None if nothing tells them. Raises InputError for what are no names."""
         return names_in(self.about.get("class_names"), sys.maxsize, self.source)
@@ -79,7 +84,7 @@ def load(source: str | Path) -> Weights:
             raise InputError(f"no such file: {text}; and {error}") from None
         path = fetch(entry.url, entry.sha256)
     state, about = load_weights(path)
-    data = entry.data if entry else about.get("data") or _dataset(about)
+    data = entry.data if entry else about.get("data") or _option(about, "DATASET")
     colours = entry.colours if entry else about.get("colours") or ("RGB" if is_ours(state) else pycls_colours(data))
     return Weights(state, text, colours, data, entry, about)
 
@@ -181,9 +186,9 @@ def pycls_colours(data: str) -> Colours | None:
     return next((order for name, order in _PYCLS_COLOURS.items() if data.lower().startswith(name)), None)
 
 
-def _dataset(about: dict[str, Any]) -> str:
-    """Of pycls's checkpoint (``cfg``) or of ours (``config``): what the configuration in it trains on."""
+def _option(about: dict[str, Any], key: str) -> str:
+    """Of pycls's checkpoint (``cfg``) or of ours (``config``): an option of TRAIN in the configuration in it; else empty."""
     try:
-        return str(yaml.safe_load(about.get("cfg") or about["config"])["TRAIN"]["DATASET"])
+        return str(yaml.safe_load(about.get("cfg") or about["config"])["TRAIN"][key])
     except (KeyError, TypeError, AttributeError, yaml.YAMLError):
         return ""

@@ -26,3 +26,14 @@ def letters(root: str, split: str) -> ArrayDataset:
     images = (torch.stack([patterns[label] for label in labels.tolist()]) + noise).clamp(max=255).to(torch.uint8)
     return ArrayDataset(name="letters", labels=labels, class_names=names, channels=1, image_size=28, mean=(0.5,), std=(0.3,),
                         crop_padding=0, hflip=False, images=images)  # fmt: skip
+
+
+@DATASETS.register("letters_again")
+def letters_again(root: str, split: str) -> ArrayDataset:
+    """The training images of letters, whatever the part.
+
+    Args:
+        root: folder of the file.
+        split: train, val, trainval or test.
+    """
+    return letters(root, "train")

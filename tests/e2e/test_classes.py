@@ -109,3 +109,9 @@ def test_a_run_does_not_go_on_with_other_classes(tmp_path: Path) -> None:
         ended = call(*words)
         assert ended.code == 2 and f"out holds a run on other classes: {change}" in ended.err, ended
         assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")} == kept
+
+
+def test_another_set_that_has_the_training_images(tmp_path: Path) -> None:
+    where = ["DATA.ROOT", root(tmp_path / "data", NAMES), "OUT_DIR", tmp_path / "out"]
+    ended = call(*LETTERS, *where, "TEST.DATASET", "letters_again")
+    assert ended.code == 2 and "letters: 40 of the 40 images of test, which the test error is to be of, are" in ended.err, ended
