@@ -34,6 +34,17 @@ def is_wordnet(name: str) -> bool:
     return re.match(r"n\d{8}\b", name) is not None
 
 
+def usual_order(trained_on: str, names: Sequence[str]) -> list[str] | None:
+    """The names in the order in which weights for a data set that do not name their classes have them, where that is known: of
+    ImageNet, by WordNet id. None where it is not.
+
+    Args:
+        trained_on: the data set that the weights are for.
+        names: of a data set; they are the same classes.
+    """
+    return sorted(names) if trained_on.lower().startswith("imagenet") and all(map(is_wordnet, names)) else None
+
+
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether the names are the labels 0, 1, 2, ... themselves, and so tell nothing of the classes."""
     return list(names) == [str(k) for k in range(len(names))]

@@ -80,7 +80,7 @@ def _shown_by(form: Form, weights: Weights, flag: str) -> Colours:
 def write(path: Path, weights: Weights, form: Form) -> None:
     """A safetensors file, or PyTorch's by the suffix; a .pyth is a checkpoint such as pycls loads.
 
-    A bare state dict (.pth, .pt) cannot tell which order of colours it wants.
+    A bare state dict (.pth, .pt) cannot tell which order of colours it wants, nor what its classes are called.
     """
     facts = {"data": weights.data, "split": weights.split, **({"colours": weights.colours} if weights.colours else {}),
              **({"class_names": weights.about["class_names"]} if weights.about.get("class_names") else {})}  # fmt: skip

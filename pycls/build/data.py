@@ -90,7 +90,12 @@ def match_classes(
         trained_on: the data set that the model was trained on; empty if nothing says it.
     """
     if names is None:
-        logger.info("%s does not name its classes: class k of %s is taken to be its output k", whose, dataset.name)
+        names = class_names.usual_order(trained_on, dataset.class_names)
+        taken = "they are taken to be in ImageNet's usual order"
+        if names is None:
+            taken = f"class k of {dataset.name} is taken to be its output k"
+        logger.info("%s does not name its classes: %s", whose, taken)
+    if names is None:
         return dataset
     same = class_names.are_numbers(names) and list(dataset.class_names) == list(names)
     dataset, said = with_classes(dataset, names, whose, cfg.TEST.MATCH_CLASSES == "position")

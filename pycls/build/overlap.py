@@ -1,5 +1,6 @@
 """Test images that were trained on: an error on these is no test error, and is not called so."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from pycls.data.dataset import FileDataset
 from pycls.data.overlap import shared_images
 from pycls.errors import InputError
 from pycls.registry import DATASETS
+
+logger = logging.getLogger(__name__)
 
 _PARTS = {"train": {"train"}, "val": {"val"}, "trainval": {"train", "val"}, "test": {"test"}}
 
@@ -37,8 +40,9 @@ def refuse_own_test_set(cfg: CfgNode, trained: Dataset, tested: Dataset, split: 
 
 
 def refuse_trained_on(cfg: CfgNode, tested: Dataset, split: str, about: Mapping[str, Any], source: str) -> None:
-    """Raises InputError if weights would be tested on images that they were trained on, and TEST.SPLIT does not ask for the
-    training images. What is known of the weights is their configuration, or the data set and part that their file names.
+    """Raises InputError if weights would be tested on images that they were trained on; where TEST.SPLIT asks for the training
+    images, a line of the log says so. What is known of the weights is the configuration in their file, or the data set and part
+    that it names.
 
     Args:
         cfg: the tree.
@@ -50,22 +54,27 @@ def refuse_trained_on(cfg: CfgNode, tested: Dataset, split: str, about: Mapping[
     written = _configuration(about)
     train = written.get("TRAIN", {})
     name, part = (train.get("DATASET"), train.get("SPLIT")) if train else (about.get("data"), about.get("split"))
-    if cfg.DATA.SYNTHETIC or not isinstance(part, str) or part not in _PARTS or cfg.TEST.SPLIT in ("train", "trainval", part):
+    if cfg.DATA.SYNTHETIC or not isinstance(name, str) or not isinstance(part, str):
         return
-    remedy = f"TEST.SPLIT {part} tests on training images all the same"
-    before = _trained_set(cfg, written, str(name), part) if isinstance(tested, FileDataset) else None
-    if before is not None:
-        found = shared_images(before, tested)
-        if found is not None:
-            raise InputError(f"{source} was trained on {found[0]:,} of the {len(tested):,} images of {tested.name}, {split}, "
-                             f"such as {found[1]}; {remedy}")  # fmt: skip
-    elif name == (cfg.TEST.DATASET or cfg.TRAIN.DATASET) and _overlap(part, split) and _same_section(cfg, written, name):
-        raise InputError(f"{source} was trained on {name} {part}, which has the images of {split}: an error on them is no test "
-                         f"error; {remedy}")  # fmt: skip
+    found = _trained_on(cfg, tested, split, written, name, part)
+    if found and cfg.TEST.SPLIT in ("train", "trainval", part):
+        logger.warning("%s was trained on %s: this is no test error", source, found)
+    elif found:
+        raise InputError(f"{source} was trained on {found}; TEST.SPLIT {part} tests on training images all the same")
+
+
+def _trained_on(cfg: CfgNode, tested: Dataset, split: str, written: Mapping[str, Any], name: str, part: str) -> str:
+    """Which of the images were trained on, for people; empty for none."""
+    same = name == (cfg.TEST.DATASET or cfg.TRAIN.DATASET) and _same_section(cfg, written, name)
+    before = None if same and not isinstance(tested, FileDataset) else _trained_set(cfg, written, name, part)
+    if before is None:
+        return f"{name} {part}, which has the images of {split}" if same and _overlap(part, split) else ""
+    found = shared_images(before, tested)
+    return "" if found is None else f"{found[0]:,} of the {len(tested):,} images of {tested.name}, {split}, such as {found[1]}"
 
 
 def _overlap(one: str, other: str) -> bool:
-    return bool(_PARTS[one] & _PARTS[other])
+    return bool(_PARTS.get(one, {one}) & _PARTS.get(other, {other}))
 
 
 def _configuration(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,11 +93,11 @@ def _section(written: Mapping[str, Any], name: str) -> Any:
 def _same_section(cfg: CfgNode, written: Mapping[str, Any], name: str) -> bool:
     """Whether a data set's options, such as its folder, are the same in both; what a file does not tell is not compared."""
     own = _section(cfg, name)
-    return all(own.get(key) in (value, None) for key, value in _section(written, name).items() if isinstance(value, str))
+    return all(own.get(key) in (value, None) for key, value in _section(written, name).items() if not isinstance(value, list))
 
 
 def _trained_set(cfg: CfgNode, written: Mapping[str, Any], name: str, part: str) -> Dataset | None:
-    """The data set in files of a configuration that was read, if it is here. Nothing is fetched, and no module imported."""
+    """The data set of a configuration that was read, if it is here. Nothing is fetched, and no module imported."""
     if name not in DATASETS or "DATA" not in written or "://" in str(_section(written, name)):
         return None
     there = cfg.clone()
@@ -96,7 +105,6 @@ def _trained_set(cfg: CfgNode, written: Mapping[str, Any], name: str, part: str)
     try:
         there[config.section_of(DATASETS.get(name), name)] = CfgNode(_section(written, name))
         there.DATA.ROOT, there.DATA.DOWNLOAD = written["DATA"].get("ROOT", ""), False
-        dataset = build_dataset(there, part, name)
+        return build_dataset(there, part, name)
     except Exception:  # whatever options of another machine, or from a file that someone made, lead to
         return None
-    return dataset if isinstance(dataset, FileDataset) else None

@@ -80,6 +80,8 @@ def create_model(
     if build_head is not None:
         head = build_head(in_features=backbone.feature_dim, num_classes=num_classes, **(head_options or {}))
     assert isinstance(head, nn.Module)
+    if class_names is not None:
+        _number_of(class_names, getattr(getattr(head, "similarity", None), "num_classes", None))
     model = Classifier(backbone, head)
     if weights is not None:
         from pycls import zoo
@@ -94,7 +96,7 @@ def _number_of(class_names: Sequence[str], num_classes: int | None) -> int:
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
         raise ValueError("class_names is a list of names")
     if num_classes not in (None, len(class_names)):
-        raise ValueError(f"num_classes is {num_classes}, and there are {len(class_names)} class_names")
+        raise ValueError(f"num_classes, or that of the head, is {num_classes}, and there are {len(class_names)} class_names")
     return len(class_names)
 
 

@@ -42,10 +42,14 @@ def head_for_classes(
         _log_new(source, "it is another kind of head" if given else "these weights have none")
         return own, _named(class_names)
     theirs, classes = names_in(about, count, source), _classes(own, tensors)
+    usual = theirs is None and class_names is not None and len(class_names) == count
+    if usual and class_names is not None:
+        theirs = names.usual_order(trained_on, class_names)
     if theirs is None or class_names is None:
         places, said = _by_position(count, classes, theirs, class_names, trained_on, data)
     else:
         places, said = _by_name(theirs, class_names, count, classes)
+        said += "; they have no names in its file, and are taken to be in ImageNet's usual order" if usual else ""
     if places is not None and places != list(range(count)) and (tensors is None or tensors.undeclared):
         which = f"its part does not declare the rows of {tensors.undeclared[0]} (class_rows)" if tensors else "it has no parts"
         places, said = None, f"{said}, and rows of this head cannot be moved: {which}"
@@ -116,7 +120,7 @@ def _by_position(
     if count != classes:
         return None, f"it has {count} classes, and there are {classes} now"
     unnamed = "the model's are" if theirs is not None else "these weights' are" if ours is not None else "both are"
-    if ours is not None and trained_on and data and not _same_data(trained_on, data, ours):
+    if ours is not None and data and trained_on.lower() not in ("", data.lower()):
         return None, f"its classes are those of {trained_on}, and {data} has others ({names.shown(ours)})"
     return list(range(count)), f"of its {count} classes {unnamed} not named, and class k is taken to be class k of the other"
 
@@ -139,10 +143,3 @@ def _by_name(theirs: Sequence[str], ours: Sequence[str], count: int, classes: in
     if new:
         said += f"; {len(new)} of the {classes} now are new, with new weights: {names.shown(new)}{names.near_miss(new, theirs)}"
     return places, said
-
-
-def _same_data(trained_on: str, data: str, ours: Sequence[str]) -> bool:
-    """Whether classes without names may be taken to be these; ImageNet's are known by their WordNet ids."""
-    first, second = (name.lower().replace("-", "_") for name in (trained_on, data))
-    imagenet = first.startswith("imagenet") and all(map(names.is_wordnet, ours))
-    return first == second or imagenet

@@ -115,7 +115,7 @@ def test_some_classes_are_known(name: str, caplog: pytest.LogCaptureFixture) -> 
         (None, "", None, "", True, "both are not named"),
         (None, "cifar10", OLD, "image_folder", False, "its classes are those of cifar10, and image_folder has others (ant"),
         (None, "ImageNet-1k", OLD, "imagenet_lt", False, "its classes are those of ImageNet-1k, and imagenet_lt has others"),
-        (None, "ImageNet-1k", [f"n0000000{k} x" for k in range(7)], "image_folder", True, "not named"),
+        (None, "ImageNet-1k", [f"n0000000{k} x" for k in range(7)], "image_folder", True, "the same 7 classes; they have no"),
         (None, "cifar10", OLD, "cifar10", True, "these weights' are not named"),
         (tuple("0123456"), "", list("0123456"), "", True, "the names are numbers only, and a number is taken to be"),
         (tuple("0123456"), "", OLD, "", False, "none of its 7 classes (0, 1, 2, ...)"),
@@ -131,6 +131,15 @@ def test_what_becomes_of_the_head_is_said(
         zoo.load_into(new, weights(old, theirs, trained_on), new_head=True, class_names=ours, data=data)
     assert said in caplog.text and torch.equal(new.head.weight, expected)
     assert torch.equal(new.backbone[0].weight, old.backbone[0].weight)
+
+
+def test_imagenets_usual_order(caplog: pytest.LogCaptureFixture) -> None:
+    """Weights without names are in the order of the WordNet ids; the classes here need not be."""
+    old, new = classifier("softmax"), classifier("softmax", seed=1)
+    with caplog.at_level(logging.INFO, "pycls"):
+        zoo.load_into(new, weights(old, None, "imagenet"), True, [f"n0000000{k} x" for k in range(6, -1, -1)], "imagenet")
+    assert "the same 7 classes in another order" in caplog.text and "taken to be in ImageNet's usual order" in caplog.text
+    assert torch.equal(new.head.weight, old.head.weight.flip(0))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +197,9 @@ def test_names_are_kept_by_models_and_files(tmp_path: Path) -> None:
         colours = ["--to-colours", "RGB", "--from-colours", "RGB"]
         assert convert(["--to", to, *colours, str(tmp_path / source), str(tmp_path / name), *net]) == 0
         assert load_weights(tmp_path / name)[1]["class_names"] == OLD
-    with pytest.raises(ValueError, match="num_classes is 3, and there are 7 class_names"):
+    with pytest.raises(ValueError, match=r"num_classes.* is 3, and there are 7 class_names"):
         create_model("resnet", 3, class_names=OLD, **arguments)
+    with pytest.raises(ValueError, match=r"that of the head, is 7, and there are 2 class_names"):
+        create_model("resnet", head=model.head, class_names=OLD[:2], **arguments)
     with pytest.raises(ValueError, match="class_names is a list of names"):
         create_model("resnet", class_names="ant", **arguments)
