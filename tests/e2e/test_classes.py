@@ -72,12 +72,13 @@ def test_weights_without_names(animals: Path, tmp_path: Path) -> None:
     assert ended.code == 0 and "does not name its classes: class k of letters is taken to be its output k" in ended.out
 
 
-@pytest.mark.parametrize("weights", ["model.safetensors", "checkpoints/step_*.safetensors"])
-def test_fine_tuning_on_classes_in_another_order(animals: Path, tmp_path: Path, weights: str) -> None:
+@pytest.mark.parametrize(("weights", "parallel"), [("model.safetensors", "class"), ("checkpoints/step_*.safetensors", "none")])
+def test_fine_tuning_on_classes_in_another_order(animals: Path, tmp_path: Path, weights: str, parallel: str) -> None:
     """Without a step of training they are told apart as before: by the weights, and by their moving average."""
     where = ["DATA.ROOT", root(tmp_path / "data", NAMES[::-1]), "OUT_DIR", tmp_path / "out"]
     source = max(animals.glob(weights))
-    ended = call(*LETTERS, *where, "TRAIN.WEIGHTS", source, "OPTIM.BASE_LR", 0.0, "OPTIM.MAX_EPOCH", 1)
+    still = ["OPTIM.BASE_LR", 0.0, "OPTIM.MAX_EPOCH", 1, "HEAD.PARALLEL", parallel]
+    ended = call(*LETTERS, *where, "TRAIN.WEIGHTS", source, *still)
     assert ended.code == 0 and "the same 5 classes in another order, each with its own weights" in ended.out, ended
     assert result(tmp_path / "out")["test"]["top1_err"] == 0
     before, after = load_weights(source)[0], newest(tmp_path / "out")
