@@ -68,7 +68,8 @@ def _trained_on(cfg: CfgNode, tested: Dataset, split: str, written: Mapping[str,
     same = name == (cfg.TEST.DATASET or cfg.TRAIN.DATASET) and _same_section(cfg, written, name)
     before = None if same and not isinstance(tested, FileDataset) else _trained_set(cfg, written, name, part)
     if before is None:
-        return f"{name} {part}, which has the images of {split}" if same and _overlap(part, split) else ""
+        which = f"{name} {part}" + (f", which has the images of {split}" if split != part else "")
+        return which if same and _overlap(part, split) else ""
     found = shared_images(before, tested)
     return "" if found is None else f"{found[0]:,} of the {len(tested):,} images of {tested.name}, {split}, such as {found[1]}"
 

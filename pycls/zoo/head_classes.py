@@ -48,7 +48,7 @@ def head_for_classes(
     if theirs is None or class_names is None:
         places, said = _by_position(count, classes, theirs, class_names, trained_on, data)
     else:
-        places, said = _by_name(theirs, class_names, count, classes)
+        places, said = _by_name(theirs, class_names, count, classes, same_data=bool(data) and trained_on == data)
         said += "; they have no names in its file, and are taken to be in ImageNet's usual order" if usual else ""
     if places is not None and places != list(range(count)) and (tensors is None or tensors.undeclared):
         which = f"its part does not declare the rows of {tensors.undeclared[0]} (class_rows)" if tensors else "it has no parts"
@@ -125,10 +125,12 @@ def _by_position(
     return list(range(count)), f"of its {count} classes {unnamed} not named, and class k is taken to be class k of the other"
 
 
-def _by_name(theirs: Sequence[str], ours: Sequence[str], count: int, classes: int) -> tuple[list[int | None] | None, str]:
+def _by_name(
+    theirs: Sequence[str], ours: Sequence[str], count: int, classes: int, same_data: bool
+) -> tuple[list[int | None] | None, str]:
     """Where both are named: (places, or None for a new head, and what to say)."""
     numbers = "; the names are numbers only, and a number is taken to be the same class in both"
-    numbers = numbers if names.are_numbers(theirs) and names.are_numbers(ours) else ""
+    numbers = numbers if names.are_numbers(theirs) and names.are_numbers(ours) and not same_data else ""
     if list(theirs) == list(ours) and count == classes:
         return list(range(count)), f"the same {len(ours)} classes{numbers}"
     places = [*names.places(ours, theirs), *[None] * (classes - len(ours))]

@@ -102,7 +102,7 @@ def test_weights_on_their_own_training_images(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
         for part, said in (("trainval", True), ("train", True), ("auto", False)):
             ended = call(*test, "TEST.SPLIT", part)
-            assert ended.code == 0 and ("which has the images of " in ended.err) is said, ended
+            assert ended.code == 0 and ("was trained on digits trainval" in ended.err) is said, ended
         shutil.rmtree(tmp_path / "out")
 
 
