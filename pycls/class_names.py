@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 _SHOWN = 3
+_ANY_CLASSES = ("image_folder", "image_list", "webdataset")
+"""Data sets whose name does not tell what their classes are."""
 
 
 def places(wanted: Sequence[str], known: Sequence[str]) -> list[int | None]:
@@ -43,6 +45,12 @@ def usual_order(trained_on: str, names: Sequence[str]) -> list[str] | None:
         names: of a data set; they are the same classes.
     """
     return sorted(names) if trained_on.lower().startswith("imagenet") and all(map(is_wordnet, names)) else None
+
+
+def only_numbers_agree(ours: Sequence[str], theirs: Sequence[str], data: str, trained_on: str) -> bool:
+    """Whether both lists are plain numbers, and the names of the two data sets do not tell that a number is the same class."""
+    known = data == trained_on != "" and data not in _ANY_CLASSES
+    return are_numbers(ours) and are_numbers(theirs) and not known
 
 
 def are_numbers(names: Sequence[str]) -> bool:

@@ -60,7 +60,8 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     cfg = config.with_value(cfg, "DATA.HASH", drawn.sha256 if drawn is not None else "")
     tested_on, test_split = build.build_test_set(cfg)
     build.refuse_own_test_set(cfg, dataset, tested_on, test_split)
-    test_set = build.match_classes(cfg, tested_on, dataset.class_names, dataset.name), test_split
+    other = cfg.TRAIN.DATASET if cfg.TEST.DATASET not in ("", cfg.TRAIN.DATASET) else ""
+    test_set = build.match_classes(cfg, tested_on, dataset.class_names, dataset.name, other), test_split
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
     build.build_views(cfg, test_set[0])  # what is wrong or missing is to be known now

@@ -97,9 +97,10 @@ def match_classes(
         logger.info("%s does not name its classes: %s", whose, taken)
     if names is None:
         return dataset
-    same = class_names.are_numbers(names) and list(dataset.class_names) == list(names)
+    own = cfg.TEST.DATASET or cfg.TRAIN.DATASET
+    numbers = trained_on and class_names.only_numbers_agree(dataset.class_names, names, own, trained_on)
     dataset, said = with_classes(dataset, names, whose, cfg.TEST.MATCH_CLASSES == "position")
-    if same and trained_on and trained_on != (cfg.TEST.DATASET or cfg.TRAIN.DATASET):
+    if numbers and cfg.TEST.MATCH_CLASSES == "name":
         said = f"its classes, and those of {whose}, are named by numbers only: a number is taken to be the same class in both"
     if said:
         logger.info("%s: %s", dataset.name, said)

@@ -48,7 +48,8 @@ def head_for_classes(
     if theirs is None or class_names is None:
         places, said = _by_position(count, classes, theirs, class_names, trained_on, data)
     else:
-        places, said = _by_name(theirs, class_names, count, classes, same_data=bool(data) and trained_on == data)
+        numbers = names.only_numbers_agree(class_names, theirs, data, trained_on)
+        places, said = _by_name(theirs, class_names, count, classes, numbers)
         said += "; they have no names in its file, and are taken to be in ImageNet's usual order" if usual else ""
     if places is not None and places != list(range(count)) and (tensors is None or tensors.undeclared):
         which = f"its part does not declare the rows of {tensors.undeclared[0]} (class_rows)" if tensors else "it has no parts"
@@ -126,13 +127,12 @@ def _by_position(
 
 
 def _by_name(
-    theirs: Sequence[str], ours: Sequence[str], count: int, classes: int, same_data: bool
+    theirs: Sequence[str], ours: Sequence[str], count: int, classes: int, numbers: bool
 ) -> tuple[list[int | None] | None, str]:
     """Where both are named: (places, or None for a new head, and what to say)."""
-    numbers = "; the names are numbers only, and a number is taken to be the same class in both"
-    numbers = numbers if names.are_numbers(theirs) and names.are_numbers(ours) and not same_data else ""
+    assumed = "; the names are numbers only, and a number is taken to be the same class in both" if numbers else ""
     if list(theirs) == list(ours) and count == classes:
-        return list(range(count)), f"the same {len(ours)} classes{numbers}"
+        return list(range(count)), f"the same {len(ours)} classes{assumed}"
     places = [*names.places(ours, theirs), *[None] * (classes - len(ours))]
     new = [name for name, place in zip(ours, places, strict=False) if place is None]
     known = sum(place is not None for place in places)
@@ -140,8 +140,8 @@ def _by_name(
         return None, (f"none of its {len(theirs)} classes ({names.shown(theirs)}) is among the {len(ours)} now "
                       f"({names.shown(ours)}){names.near_miss(ours, theirs)}")  # fmt: skip
     if known == classes == count:
-        return places, f"the same {known} classes in another order, each with its own weights{numbers}"
-    said = f"{known} of its {count} classes by their names{numbers}"
+        return places, f"the same {known} classes in another order, each with its own weights{assumed}"
+    said = f"{known} of its {count} classes by their names{assumed}"
     if new:
         said += f"; {len(new)} of the {classes} now are new, with new weights: {names.shown(new)}{names.near_miss(new, theirs)}"
     return places, said

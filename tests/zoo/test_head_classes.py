@@ -118,6 +118,7 @@ def test_some_classes_are_known(name: str, caplog: pytest.LogCaptureFixture) -> 
         (None, "ImageNet-1k", [f"n0000000{k} x" for k in range(7)], "image_folder", True, "the same 7 classes; they have no"),
         (None, "cifar10", OLD, "cifar10", True, "these weights' are not named"),
         (tuple("0123456"), "", list("0123456"), "", True, "the names are numbers only, and a number is taken to be"),
+        (tuple("0123456"), "image_list", list("0123456"), "image_list", True, "the names are numbers only, and a number is"),
         (tuple("0123456"), "", OLD, "", False, "none of its 7 classes (0, 1, 2, ...)"),
         (("ant", "ant", *"bcdef"), "", ["ant", *"BCDEFG"], "", False, "none of its 7 classes"),
     ],
