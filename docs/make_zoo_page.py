@@ -73,8 +73,9 @@ In evaluation the short side is resized to *resize* and the centre of *crop* is 
 `RegNetY-8.0GF` of torchvision are other nets than pycls's (it rounds widths differently) and so are not here, nor are the
 weights trained on pictures of Instagram (SWAG), whose licence forbids commercial use.
 {notes}
-With another number of classes, or another head, the backbone's weights are kept, the head starts anew, and a line of the log
-says so (`TRAIN.WEIGHTS` and `create_model`; `TEST.WEIGHTS` must fit as a whole).
+With other classes, or a head of another kind, the backbone's weights are kept, the head is newly initialised, and a line of the
+log says so (`TRAIN.WEIGHTS` and `create_model`; `TEST.WEIGHTS` must fit as a whole). These weights do not name their classes:
+the head is kept for as many classes of ImageNet, taken to be in their usual order, which the log says too.
 """
 
 

@@ -60,7 +60,9 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     dataset, drawn = build.build_training_set(cfg)
     cfg = config.with_value(cfg, "DATA.HASH", drawn.sha256 if drawn is not None else "")
     tested_on, test_split = build.build_test_set(cfg)
-    test_set = build.with_classes(tested_on, dataset.class_names), test_split
+    build.refuse_own_test_set(cfg, dataset, tested_on, test_split)
+    other = cfg.TRAIN.DATASET if cfg.TEST.DATASET not in ("", cfg.TRAIN.DATASET) else ""
+    test_set = build.match_classes(cfg, tested_on, dataset.class_names, dataset.name, other), test_split
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
     build.build_views(cfg, test_set[0])  # what is wrong or missing is to be known now
@@ -183,7 +185,8 @@ def test(cfg: CfgNode) -> int:
         setup_logging(None, ranks.rank)
         weights = zoo.load(path)
         dataset, split = build.build_test_set(cfg)
-        dataset = build.with_classes(dataset, weights.about.get("class_names") or dataset.class_names)
+        build.refuse_trained_on(cfg, dataset, split, weights.about, weights.source)
+        dataset = build.match_classes(cfg, dataset, weights.class_names, weights.source, weights.data)
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(last, dataset.channels, build.image_size(cfg, dataset), classes)
         zoo.load_into(model, weights)

@@ -33,7 +33,8 @@ def first_model(
     """The model as the training begins with it."""
     model = _new_model(cfg, dataset, classes)
     if cfg.TRAIN.WEIGHTS:
-        zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True)
+        zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True, class_names=dataset.class_names,
+                      data=cfg.TRAIN.DATASET)  # fmt: skip
     build.share_out(cfg, model, ranks)
     return build.place(cfg, model, device)
 
@@ -99,6 +100,7 @@ def resume(cfg: CfgNode, trainer: Trainer) -> None:
     if state is None:
         return
     launching.refuse_other_data(cfg, state["config"])
+    launching.refuse_other_classes(cfg, state.get("class_names"), trainer.extra["class_names"])
     trainer.load_state_dict(state, str(trainer.checkpoints.folder))
     trainer.reporter.board.purge_step = trainer.step
     logger.info("continuing from epoch %d, step %d of %d", trainer.epoch + 1, trainer.start, len(trainer.loader))

@@ -1,12 +1,14 @@
 """From the options to data sets, what is drawn of them, and loaders."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
-from pycls import config
+from pycls import class_names, config
 from pycls.build.errors import user_errors
 from pycls.data import augment_names
 from pycls.data.augment import Augmentation
@@ -16,8 +18,8 @@ from pycls.data.dataset import (
     MissingSplit,
     check_num_classes,
     resolve_root,
+    with_classes,
 )
-from pycls.data.dataset import with_classes as with_classes
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.protocol import Drawn, Protocol, draw
 from pycls.data.sampler import make_sampler
@@ -27,6 +29,8 @@ from pycls.engine.views import Views
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 from pycls.runtime.distributed import Ranks
+
+logger = logging.getLogger(__name__)
 
 Dataset = ArrayDataset | FileDataset
 
@@ -70,6 +74,37 @@ def build_test_set(cfg: CfgNode) -> tuple[Dataset, str]:
             raise InputError(f"{name} has no test part, and TRAIN.SPLIT trainval trains on its val part: nothing is left "
                              "to test on; set TRAIN.SPLIT to train") from None  # fmt: skip
         return build_dataset(cfg, "val", name), "val"
+
+
+def match_classes(
+    cfg: CfgNode, dataset: Dataset, names: Sequence[str] | None, whose: str, trained_on: str = ""
+) -> Dataset:
+    """The test data with their labels numbered as a model's classes are (TEST.MATCH_CLASSES). A line of the log says how, where
+    that is not plain.
+
+    Args:
+        cfg: the tree.
+        dataset: to be tested on; it is changed.
+        names: of the model's classes; None where nothing tells them.
+        whose: what names them, for messages.
+        trained_on: the data set that the model was trained on; empty if nothing says it.
+    """
+    if names is None:
+        names = class_names.usual_order(trained_on, dataset.class_names)
+        taken = "they are taken to be in ImageNet's usual order"
+        if names is None:
+            taken = f"class k of {dataset.name} is taken to be its output k"
+        logger.info("%s does not name its classes: %s", whose, taken)
+    if names is None:
+        return dataset
+    own = cfg.TEST.DATASET or cfg.TRAIN.DATASET
+    numbers = trained_on and class_names.only_numbers_agree(dataset.class_names, names, own, trained_on)
+    dataset, said = with_classes(dataset, names, whose, cfg.TEST.MATCH_CLASSES == "position")
+    if numbers and cfg.TEST.MATCH_CLASSES == "name":
+        said = f"its classes, and those of {whose}, are named by numbers only: a number is taken to be the same class in both"
+    if said:
+        logger.info("%s: %s", dataset.name, said)
+    return dataset
 
 
 def num_classes(cfg: CfgNode, dataset: Dataset) -> int:

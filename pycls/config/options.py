@@ -128,8 +128,11 @@ CORE: dict[str, Option] = {
                                high=1),
     "TRAIN.REPEATS": Option(1, "repeated augmentation: showings of an image in a row, of as many fewer images", low=1),
     "TEST.DATASET": Option("", "the data set to test on; empty for TRAIN.DATASET"),
-    "TEST.SPLIT": Option("auto", "its part to test on; auto for test where there is one, else val",
+    "TEST.SPLIT": Option("auto", "its part to test on; auto for test where there is one, else val; never images that are "
+                         "trained on, except in --mode test where it names them (train, trainval)",
                          choices=("auto", "train", "val", "trainval", "test")),
+    "TEST.MATCH_CLASSES": Option("name", "its classes are the model's of the same name, or by position: class k is output k",
+                                 choices=("name", "position")),
     "TEST.BATCH_SIZE": Option(1000, "images in an evaluation batch, over all processes", low=1),
     "TEST.IM_SIZE": Option(0, "side an image is resized to before its centre is cut out; 0 for the data set's own",
                            low=0),

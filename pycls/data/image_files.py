@@ -54,6 +54,10 @@ class ImageFiles(EncodedDataset):
         """The image's file."""
         return os.fsdecode(os.path.join(self._base, bytes(self._paths[index])))
 
+    def places(self) -> tuple[list[bytes], None]:
+        """The images' files."""
+        return [os.path.join(self._base, path) for path in self._paths.tolist()], None
+
     def read(self, index: int) -> bytes:
         """The bytes of image ``index``."""
         with open(os.path.join(self._base, bytes(self._paths[index])), "rb") as file:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pycls.data.dataset import EncodedDataset, MissingSplit, Split, check_split, resolve_root
@@ -77,6 +78,11 @@ class WebDataset(EncodedDataset):
     def describe(self, index: int) -> str:
         """The tar file and the sample's name in it."""
         return f"{self._index.files[self._index.file[index]]}:{os.fsdecode(self._index.keys[index])}"
+
+    def places(self) -> tuple[list[bytes], np.ndarray]:
+        """The tar files, and where the images start in them."""
+        files = [os.fsencode(file) for file in self._index.files]
+        return [files[number] for number in self._index.file.tolist()], self._index.start
 
     def read(self, index: int) -> bytes:
         """The bytes of image ``index``."""

@@ -42,12 +42,16 @@ def load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         wrapper = next((name for name in _better_first(content) if isinstance(content.get(name), Mapping)), None)
         if wrapper is not None:
             weights = content[wrapper]
-            plain = str | int | float
-            about = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, plain)}
+            about = {key: value for key, value in content.items() if isinstance(key, str) and _is_fact(key, value)}
         if not weights or not all(isinstance(n, str) and isinstance(w, StoredTensor) for n, w in weights.items()):
             raise InputError(f"{path} holds no weights: neither a state dict nor a checkpoint with {', '.join(_WRAPPERS)}")
         prefix = "module." if all(name.startswith("module.") for name in weights) else ""  # DistributedDataParallel's
         return {name.removeprefix(prefix): weight.load() for name, weight in weights.items()}, about
+
+
+def _is_fact(key: str, value: object) -> bool:
+    """Whether an entry of a checkpoint is told of the weights: a plain value, or the names of their classes."""
+    return isinstance(value, str | int | float) or key == "class_names"
 
 
 def _better_first(content: Mapping[str, Any]) -> tuple[str, ...]:

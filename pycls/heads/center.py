@@ -85,6 +85,10 @@ class CenterLoss(Auxiliary):
         else:
             self.centers = nn.Parameter(torch.zeros(num_classes, in_features))
 
+    def class_rows(self) -> list[str]:
+        """The centres."""
+        return ["centers"]
+
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, as a mean."""
         loss: Tensor = _Pull.apply(features, self.centers, labels, weights, self.weight)

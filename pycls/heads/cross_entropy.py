@@ -40,6 +40,10 @@ class CrossEntropy(SoftmaxCriterion):
         if self.weights is not None and len(self.weights) != num_classes:
             raise ValueError(f"{len(self.weights)} class_weights for {num_classes} classes")
 
+    def class_priors(self) -> list[str]:
+        """The weights, if there are any."""
+        return ["weights"] if self.weights is not None else []
+
     @property
     def uses_total(self) -> bool:  # type: ignore[override]
         """Smoothing needs the sum of the logits."""

@@ -46,6 +46,10 @@ class LabelDistributionMargin(Margin):
         """One count a class."""
         check_counts(self.margins, num_classes)
 
+    def class_priors(self) -> list[str]:
+        """The margins."""
+        return ["margins"]
+
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
         """cos - m_y."""
         return measure - self.margins[labels].to(measure.dtype)
@@ -103,6 +107,10 @@ class LogitAdjustment(CrossEntropy):
     def smoothed_over(self, classes: int) -> int | Tensor:
         """Those that have training samples."""
         return (self.log_prior > ABSENT).sum()
+
+    def class_priors(self) -> list[str]:
+        """log pi."""
+        return [*super().class_priors(), "log_prior"]
 
     def offset(self) -> Tensor | None:
         """tau log pi in training, or -tau log pi in evaluation; an absent class is left out in evaluation either way."""

@@ -73,6 +73,11 @@ class Similarity(nn.Module):
         """K."""
         return self.shard.classes if self.shard is not None else len(self.weight) // self.form.num_centers
 
+    def class_rows(self) -> list[str]:
+        """Names of the parameters with as many rows for each of the K classes: its own (not its modules'), but for single
+        numbers. They are shared out, and move, by class."""
+        return [name for name, value in self.named_parameters(recurse=False) if value.ndim]
+
     @abstractmethod
     def queries(self, features: Tensor) -> Queries:
         """What depends on the features alone."""
@@ -158,6 +163,10 @@ class Margin(nn.Module):
     def advance(self) -> None:
         """Called once a training step, after the loss: moves the buffers of an annealing schedule."""
 
+    def class_priors(self) -> list[str]:
+        """Names of the buffers with a number for each class that are made of the training set's counts or of options."""
+        return []
+
 
 class Criterion(nn.Module):
     """Logits and labels -> a loss a sample [N]."""
@@ -171,6 +180,10 @@ class Criterion(nn.Module):
     def class_weights(self) -> Tensor | None:
         """[K], weights of the samples of each class in the mean, or None for equal ones."""
         return None
+
+    def class_priors(self) -> list[str]:
+        """Names of the buffers with a number for each class that are made of the training set's counts or of options."""
+        return []
 
 
 class SoftmaxCriterion(Criterion):
@@ -240,6 +253,10 @@ class Auxiliary(nn.Module):
             logit: the target's, without margin [N].
             weights: [N], the share of each sample in the mean (0 where there is no target).
         """
+
+    def class_rows(self) -> list[str]:
+        """Names of the parameters and buffers with as many rows for each of the K classes."""
+        return []
 
     def of_mean_logit(self) -> float | None:
         """For the compiled loss, to be said by the class that has ``forward``: the number of which the loss is the product

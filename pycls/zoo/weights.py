@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from pycls.models.weight_names import FORMS, STEPS, Form, first_convolution, is_
 from pycls.registry import HEADS
 from pycls.runtime.download import is_url, shown
 from pycls.zoo.catalogue import Colours, Entry, entries, find
+from pycls.zoo.head_classes import PREFIX, head_for_classes, names_in, number_of_classes
 from pycls.zoo.store import fetch
 
 logger = logging.getLogger(__name__)
 
 _ENDINGS = (".safetensors", ".pyth", ".pth", ".pt", ".bin", ".ckpt")
-_HEAD = "head."
 _PYCLS_COLOURS: dict[str, Colours] = {"imagenet": "BGR", "cifar": "RGB"}
 
 
@@ -47,6 +48,16 @@ class Weights:
     data: str = ""
     entry: Entry | None = None
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def split(self) -> str:
+        """The part of ``data`` that they were trained on; empty if nothing says it."""
+        return str(self.about.get("split") or _option(self.about, "SPLIT"))
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Of their classes, from the first on; None if nothing tells them. Raises InputError for what are no names."""
+        return names_in(self.about.get("class_names"), sys.maxsize, self.source)
 
 
 def load(source: str | Path) -> Weights:
@@ -73,12 +84,14 @@ def load(source: str | Path) -> Weights:
             raise InputError(f"no such file: {text}; and {error}") from None
         path = fetch(entry.url, entry.sha256)
     state, about = load_weights(path)
-    data = entry.data if entry else about.get("data") or _dataset(about)
+    data = entry.data if entry else about.get("data") or _option(about, "DATASET")
     colours = entry.colours if entry else about.get("colours") or ("RGB" if is_ours(state) else pycls_colours(data))
     return Weights(state, text, colours, data, entry, about)
 
 
-def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> None:
+def load_into(
+    model: Classifier, weights: Weights, new_head: bool = False, class_names: Sequence[str] | None = None, data: str = ""
+) -> None:
     """Copies weights into a classifier of the same architecture.
 
     A model whose weights want BGR gets the first convolution's input channels in the opposite order, so that it takes RGB
@@ -88,26 +101,30 @@ def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> No
     Args:
         model: a classifier.
         weights: from :func:`load`.
-        new_head: whether a head of another kind, or for other classes, is left as it is, which a line of the log says;
-            else the head's weights must fit too.
+        new_head: whether the head's weights go to the classes of the same names, and a head of another kind, or for other
+            classes, is left as it is, which a line of the log says; else the head's weights must fit as they are.
+        class_names: of the model's classes, for ``new_head``; None where nothing tells them. The model has those that are
+            known as ``class_names`` afterwards.
+        data: the data set of these classes, for ``new_head``; empty if nothing says it.
 
     Raises:
-        InputError: they are another model's weights.
+        InputError: they are another model's weights, or their names of classes cannot be that.
     """
     _check_options(model, weights)
-    own = dict(model.state_dict())
     state = _in_our_names(model, weights)
     if weights.colours == "BGR":
         state = turn_colours(state, model)
     elif weights.colours is None and _form(model, weights) == "pycls" and state[first_convolution(model)].shape[1] == 3:
         logger.warning("%s does not say whether its weights want RGB or BGR: RGB is assumed (tools/convert_weights.py "
                        "--from-colours BGR turns them)", weights.source)  # fmt: skip
-    given = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD)}
-    kept = {name: tensor for name, tensor in own.items() if name.startswith(_HEAD)}
-    if new_head and {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in kept.items()}:
-        logger.info("%s: the backbone's weights are kept, the head starts anew: %s", weights.source, _difference(given, kept))
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)} | kept
+    about, known = weights.about.get("class_names"), None
+    if new_head:
+        given = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+        head, known = head_for_classes(model.head, given, about, class_names, weights.source, weights.data, data)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+        state |= {PREFIX + name: tensor for name, tensor in head.items()}
     load_model_state(model, state, weights.source)
+    model.class_names = known if new_head else names_in(about, number_of_classes(model.head), weights.source)
 
 
 def _in_our_names(model: Classifier, weights: Weights) -> dict[str, Tensor]:
@@ -153,13 +170,6 @@ def _with_linear(model: Classifier, classes: int) -> Classifier:
         return Classifier(model.backbone, HEADS.get("softmax")(in_features=model.backbone.feature_dim, num_classes=classes))
 
 
-def _difference(given: dict[str, Tensor], kept: dict[str, Tensor]) -> str:
-    there, here = (state.get("head.similarity.weight") for state in (given, kept))
-    if there is None or here is None or given.keys() != kept.keys():
-        return "it is another one" if given else "these weights have none"
-    return f"it had {there.shape[0]} classes, and there are {here.shape[0]} now"
-
-
 def _check_options(model: Classifier, weights: Weights) -> None:
     """Numbers that the architecture leaves open and that the weights were trained with."""
     options = weights.entry.options if weights.entry else {}
@@ -184,10 +194,10 @@ def pycls_colours(data: str) -> Colours | None:
     return next((order for name, order in _PYCLS_COLOURS.items() if data.lower().startswith(name)), None)
 
 
-def _dataset(about: dict[str, Any]) -> str:
-    """What the configuration in a checkpoint trains on."""
+def _option(about: dict[str, Any], key: str) -> str:
+    """An option of TRAIN in the configuration in a checkpoint; empty if there is none."""
     training = _options(about).get("TRAIN")
-    return str(training.get("DATASET") or "") if isinstance(training, dict) else ""
+    return str(training.get(key) or "") if isinstance(training, dict) else ""
 
 
 def _options(about: dict[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_names_of_the_vit_files_on_the_web(tmp_path: Path) -> None:
 def test_another_number_of_classes_keeps_the_backbone(published: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pycls"):
         model = create_model(NAME, 3, pretrained=True, image_size=SIDE)
-    assert "the backbone's weights are kept, the head starts anew: it had 7 classes, and there are 3 now" in caplog.text
+    assert "and the head is newly initialised: it has 7 classes, and there are 3 now" in caplog.text
     with torch.inference_mode():
         assert torch.equal(model.eval().features(IMAGES), published.features(IMAGES))  # type: ignore[operator]
     assert logits(model).shape == (2, 3) and model.head.similarity.weight.std() > 0
@@ -152,7 +152,7 @@ def test_another_number_of_classes_keeps_the_backbone(published: nn.Module, capl
 def test_another_head_keeps_the_backbone(published: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pycls"):
         model = create_model(NAME, 7, "cosface", pretrained=True, image_size=SIDE)
-    assert "the head starts anew: it is another one" in caplog.text
+    assert "the head is newly initialised: it is another kind of head" in caplog.text
     with torch.inference_mode():
         assert torch.equal(model.eval().features(IMAGES), published.features(IMAGES))  # type: ignore[operator]
 
