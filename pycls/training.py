@@ -93,14 +93,14 @@ def resume(cfg: CfgNode, trainer: Trainer) -> None:
     """Continues from the newest checkpoint, if there is one."""
 
     def check(state: dict[str, Any], source: str) -> None:
+        launching.refuse_other_data(cfg, state["config"])
+        launching.refuse_other_classes(cfg, state.get("class_names"), trainer.extra["class_names"])
         check_resumable(state, source, model=trainer.model, has_ema=trainer.ema is not None, optimizer=trainer.optimizer,
                         scaler=trainer.scaler, epochs=cfg.OPTIM.MAX_EPOCH, steps=len(trainer.loader))  # fmt: skip
 
     state = trainer.checkpoints.newest(trainer.ranks, check)
     if state is None:
         return
-    launching.refuse_other_data(cfg, state["config"])
-    launching.refuse_other_classes(cfg, state.get("class_names"), trainer.extra["class_names"])
     trainer.load_state_dict(state, str(trainer.checkpoints.folder))
     trainer.reporter.board.purge_step = trainer.step
     logger.info("continuing from epoch %d, step %d of %d", trainer.epoch + 1, trainer.start, len(trainer.loader))

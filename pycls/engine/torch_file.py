@@ -21,6 +21,9 @@ def is_torch_file(path: Path) -> bool:
     """Whether the file looks like PyTorch's: a zip archive, or a pickle."""
     with open(path, "rb") as file:
         start = file.read(len(OLD_START))
+    header = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and header <= path.stat().st_size - 8:  # safetensors, whose length may begin as a pickle does
+        return False
     pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     return start.startswith(ARCHIVE_START) or pickled or start == OLD_START
 

@@ -180,7 +180,7 @@ def test_a_linear_head_is_no_rbf_softmax(published: nn.Module, tmp_path: Path, c
         before = model.head.similarity.weight.detach().clone()
         with caplog.at_level(logging.INFO, "pycls"):
             zoo.load_into(model, zoo.load(source), new_head=True)
-        assert torch.equal(model.head.similarity.weight, before) and "the head starts anew" in caplog.text
+        assert torch.equal(model.head.similarity.weight, before) and "the head is newly initialised" in caplog.text
         caplog.clear()
 
 
