@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from pycls.data.dataset import MissingSplit, Split, check_split, resolve_root, s
 from pycls.data.image_files import ImageFiles, check_files, read_classes
 from pycls.data.lists import ImageList, class_names, numbered, read_list
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 
@@ -59,8 +61,8 @@ def image_list(
     val: str = "",
     test: str = "",
     folder: str = "",
-    im_size: int = 224,
-    val_size: int = 0,
+    im_size: Annotated[int, COUNT] = 224,
+    val_size: Annotated[int, NOT_NEGATIVE] = 0,
     classes: str = "",
     path_column: str = "path",
     label_column: str = "label",

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -9,6 +10,7 @@ from pycls.data.dataset import EncodedDataset, MissingSplit, Split, check_split,
 from pycls.data.image_files import IMAGENET_MEAN, IMAGENET_STD, read_classes
 from pycls.data.tar_index import TarIndex, expand, read_tars
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 
@@ -38,9 +40,9 @@ class WebDataset(EncodedDataset):
         train: str = "",
         val: str = "",
         test: str = "",
-        num_classes: int = 0,
+        num_classes: Annotated[int, NOT_NEGATIVE] = 0,
         classes: str = "",
-        im_size: int = 224,
+        im_size: Annotated[int, COUNT] = 224,
     ) -> None:
         check_split(split, "webdataset")
         if im_size < 1:
