@@ -109,7 +109,7 @@ CORE: dict[str, Option] = {
                             choices=("instance", "class_aware", "class_balanced", "square_root", "repeat_factor")),
     "TRAIN.SAMPLES_PER_CLASS": Option(4, "class_aware: images of a class in a row", range=COUNT),
     "TRAIN.REPEAT_THRESHOLD": Option(1e-3, "repeat_factor: share of the set from which on a class is not repeated",
-                                     range=SHARE),
+                                     range=NONZERO_SHARE),
     "TRAIN.IM_SIZE": Option(0, "side of a training image in pixels; 0 for the data set's own", range=NOT_NEGATIVE),
     "TRAIN.IM_SIZES": Option([], "progressive image size: [[epoch, side], ...], from that epoch on another side; evaluation "
                              "keeps TRAIN.IM_SIZE", range=NOT_NEGATIVE, types=(list[list[int]],)),
@@ -150,7 +150,7 @@ CORE: dict[str, Option] = {
     "TEST.TABLES": Option(False, "also write classes, confusion and predictions as CSV files"),
     "TEST.OPEN_SET": Option("", "a data set of other classes: how well its test part is told from the known classes"),
     "TEST.WEIGHTS": Option("", "weights to test: a file, a URL, or a name of the Model Zoo; empty for OUT_DIR's best"),
-    "TEST.TOP_K": Option(5, "k of the top-k error (at most the number of classes)", range=COUNT),
+    "TEST.TOP_K": Option(5, "k of the top-k error; at most the number of classes, but for the default", range=COUNT),
     "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files",
                                       range=NOT_NEGATIVE),
     "DATA_LOADER.DECODER": Option("auto", "of JPEGs: auto compiles a fast one where it can; pillow; gpu decodes on the CUDA "
