@@ -152,7 +152,7 @@ CORE: dict[str, Option] = {
     "TEST.WEIGHTS": Option("", "weights to test: a file, a URL, or a name of the Model Zoo; empty for OUT_DIR's best"),
     "TEST.TOP_K": Option(5, "k of the top-k error; at most the number of classes, but for the default", range=COUNT),
     "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files",
-                                      range=NOT_NEGATIVE),
+                                      range=Range(0, 1024)),
     "DATA_LOADER.DECODER": Option("auto", "of JPEGs: auto compiles a fast one where it can; pillow; gpu decodes on the CUDA "
                                   "GPU that trains (nvJPEG): not measured yet",
                                   choices=("auto", "pillow", "gpu")),
@@ -194,7 +194,7 @@ CORE: dict[str, Option] = {
     "NUM_GPUS": Option(1, "processes, one a GPU, when training on GPUs", range=COUNT),
     "NUM_PROCS": Option(1, "processes when training on the CPU", range=COUNT),
     "MAX_GPUS_PER_NODE": Option(8, "processes on one machine at most, when a job is submitted to several", range=COUNT),
-    "NUM_THREADS": Option(0, "CPU threads of each process; 0 for the cores shared evenly", range=NOT_NEGATIVE),
+    "NUM_THREADS": Option(0, "CPU threads of each process; 0 for the cores shared evenly", range=Range(0, 1024)),
     "RUNTIME.TIMEOUT": Option(600.0, "seconds that processes wait for one that hangs before the run ends",
                               range=Range(1, 10**8)),
     "DETERMINISTIC": Option(False, "on a GPU, only deterministic algorithms (slower); a CPU run always is"),
