@@ -89,7 +89,7 @@ def refuse_other_config(cfg: CfgNode) -> None:
     if not cfg.TRAIN.AUTO_RESUME:
         raise InputError(f"{cfg.OUT_DIR} holds a run, and TRAIN.AUTO_RESUME is off: give another OUT_DIR, or remove it")
     # the modules of IMPORTS may have moved since: those given now are the ones that count
-    old = config.load(str(written), [f"IMPORTS={json.dumps(list(cfg.IMPORTS))}"])
+    old = config.load(str(written), [f"IMPORTS={json.dumps(list(cfg.IMPORTS))}"], notify=lambda line: None)  # said already
     changes = config.difference(old, cfg)
     if changes:
         raise InputError(f"{cfg.OUT_DIR} holds a run of another configuration; give another OUT_DIR. "

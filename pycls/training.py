@@ -1,7 +1,7 @@
 """A run's trainers: that of the training, and that of a second stage on its frozen backbone."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,27 @@ def announce(cfg: CfgNode, trainer: Trainer, dataset: build.Dataset, classes: in
     if trainer.settings.autocast is not None and device.type == "cpu" and not has_fast_bf16(device):
         logger.warning("this CPU has no bf16 units: TRAIN.MIXED_PRECISION makes training about ten times slower here")
     absent = build.absent_classes(build.class_counts(dataset.labels, classes), dataset.class_names)
-    for warning in [*([absent] if absent else []), *build.head_warnings(trainer.model)]:
+    for warning in (*([absent] if absent else []), *build.head_warnings(trainer.model), *_too_much(cfg, trainer, dataset)):
         logger.warning(warning)
     if cfg.TRAIN.EVAL_SPLIT == "test":
         logger.info("evaluating on the test part in training: shown, but the best epoch is not chosen on it")
+
+
+def _too_much(cfg: CfgNode, trainer: Trainer, dataset: build.Dataset) -> Iterator[str]:
+    """Options that ask for more than the training has, and so have no effect or not their whole one."""
+    steps, most = cfg.OPTIM.MAX_EPOCH * len(trainer.loader), int(dataset.labels.bincount().max())
+    warmup, period = cfg.HEAD.MARGIN_WARMUP, cfg.OPTIM.EMA_UPDATE_PERIOD
+    images, in_a_row = cfg.TRAIN.IMAGES_PER_CLASS, cfg.TRAIN.SAMPLES_PER_CLASS
+    if warmup and getattr(trainer.model.head, "margin", None) is None:
+        yield f"HEAD.MARGIN_WARMUP has no effect: the head {cfg.HEAD.NAME or cfg.HEAD.SIMILARITY.NAME} has no margin"
+    elif warmup > steps > 0:
+        yield f"HEAD.MARGIN_WARMUP is {warmup}, and the training has {steps} steps: the margin never has its full size"
+    if period > steps > 0:
+        yield f"OPTIM.EMA_UPDATE_PERIOD is {period}, and the training has {steps} steps: nothing is averaged"
+    if images > most and cfg.DATA.LONG_TAIL.PROFILE == "none":
+        yield f"TRAIN.IMAGES_PER_CLASS {images} has no effect: the largest class has {most} images"
+    if in_a_row > most and cfg.TRAIN.SAMPLER == "class_aware":
+        yield f"TRAIN.SAMPLES_PER_CLASS is {in_a_row}, and the largest class has {most} images: not every class is shown"
 
 
 def names(cfg: CfgNode) -> str:

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from pycls import class_names, config
 from pycls.build.errors import user_errors
+from pycls.config.options import CORE
 from pycls.data import augment_names
 from pycls.data.augment import Augmentation
 from pycls.data.dataset import (
@@ -108,9 +109,11 @@ def match_classes(
 
 
 def num_classes(cfg: CfgNode, dataset: Dataset) -> int:
-    """MODEL.NUM_CLASSES, or as many as the data set has; every label must be below."""
+    """MODEL.NUM_CLASSES, or as many as the data set has; every label must be below, and TEST.TOP_K not above."""
     classes = cfg.MODEL.NUM_CLASSES or dataset.num_classes
     check_num_classes(dataset.labels, classes, dataset.name)
+    if classes < cfg.TEST.TOP_K and CORE["TEST.TOP_K"].default != cfg.TEST.TOP_K:  # which is lowered where it must be
+        raise InputError(f"TEST.TOP_K must be at most {classes}, the number of classes, not {cfg.TEST.TOP_K}")
     return int(classes)
 
 

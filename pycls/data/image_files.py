@@ -35,8 +35,6 @@ class ImageFiles(EncodedDataset):
     def __init__(
         self, name: str, base: Path, paths: np.ndarray, labels: np.ndarray, class_names: Sequence[str], im_size: int
     ) -> None:
-        if im_size < 1:
-            raise InputError(f"{name}: IM_SIZE must be 1 or more, not {im_size}")
         self._base, self._paths = os.fsencode(base), paths
         super().__init__(
             name=name,

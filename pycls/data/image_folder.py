@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from pycls.data.image_files import EXTENSIONS, ImageFiles, read_classes
 from pycls.data.places import path_under
 from pycls.data.same_images import refuse_same_folders
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 
@@ -33,7 +35,13 @@ class ImageFolder(ImageFiles):
     """
 
     def __init__(
-        self, root: str, split: Split, folder: str = "", im_size: int = 224, val_size: int = 0, classes: str = ""
+        self,
+        root: str,
+        split: Split,
+        folder: str = "",
+        im_size: Annotated[int, COUNT] = 224,
+        val_size: Annotated[int, NOT_NEGATIVE] = 0,
+        classes: str = "",
     ) -> None:
         check_split(split, "image_folder")
         base = path_under(resolve_root(root), folder, "IMAGE_FOLDER.FOLDER")

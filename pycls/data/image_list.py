@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from pycls.data.lists import ImageList, class_names, numbered, read_list
 from pycls.data.places import local_path, path_under
 from pycls.data.same_images import Part, refuse_same_images
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 
@@ -66,8 +68,8 @@ def image_list(
     val: str = "",
     test: str = "",
     folder: str = "",
-    im_size: int = 224,
-    val_size: int = 0,
+    im_size: Annotated[int, COUNT] = 224,
+    val_size: Annotated[int, NOT_NEGATIVE] = 0,
     classes: str = "",
     path_column: str = "path",
     label_column: str = "label",

@@ -5,7 +5,7 @@ the files that come with the images; its folder, the WordNet id, is the first wo
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pycls.data.places import path_under
 from pycls.data.same_images import refuse_same_folders
 from pycls.data.subset import hold_out_per_class
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 NAMES = ("LOC_synset_mapping.txt", "synset_words.txt")
@@ -47,13 +48,11 @@ class ImageNet(ImageFiles):
         root: str,
         split: Split,
         folder: str = "imagenet",
-        im_size: int = 224,
-        val_per_class: int = 0,
+        im_size: Annotated[int, COUNT] = 224,
+        val_per_class: Annotated[int, NOT_NEGATIVE] = 0,
         class_order: Literal["wnid", "devkit"] = "wnid",
     ) -> None:
         check_split(split, "imagenet")
-        if val_per_class < 0:
-            raise InputError(f"IMAGENET.VAL_PER_CLASS must be 0 or more, not {val_per_class}")
         base = path_under(resolve_root(root), folder, "IMAGENET.FOLDER")
         names = _class_names(base, class_order)
         refuse_same_folders(base, {"train": val_per_class > 0, "val": True})

@@ -5,11 +5,14 @@ iNaturalist species classification and detection dataset", CVPR 2018. The lists 
 al., ICLR 2020.
 """
 
+from typing import Annotated
+
 from pycls.data.dataset import Split, resolve_root
 from pycls.data.image_list import ListedImages, Lists
 from pycls.data.lists import read_list
 from pycls.data.places import path_under
 from pycls.errors import InputError
+from pycls.ranges import COUNT
 from pycls.registry import DATASETS
 
 
@@ -22,7 +25,7 @@ def _lists(section: str, root: str, folder: str, lists: str, names: dict[str, st
 
 @DATASETS.register("imagenet_lt")
 def imagenet_lt(
-    root: str, split: Split, folder: str = "imagenet", lists: str = "imagenet_lt", im_size: int = 224
+    root: str, split: Split, folder: str = "imagenet", lists: str = "imagenet_lt", im_size: Annotated[int, COUNT] = 224
 ) -> ListedImages:
     """ImageNet-LT: 115,846 training images of 1,000 classes, 1,280 to 5 each; val 20,000, test 50,000.
 
@@ -44,7 +47,9 @@ def imagenet_lt(
 
 
 @DATASETS.register("places_lt")
-def places_lt(root: str, split: Split, folder: str = "places", lists: str = "places_lt", im_size: int = 224) -> ListedImages:
+def places_lt(
+    root: str, split: Split, folder: str = "places", lists: str = "places_lt", im_size: Annotated[int, COUNT] = 224
+) -> ListedImages:
     """Places-LT: 62,500 training images of 365 classes, 4,980 to 5 each; val 7,300, test 36,500.
 
     Args:
@@ -60,7 +65,11 @@ def places_lt(root: str, split: Split, folder: str = "places", lists: str = "pla
 
 @DATASETS.register("inaturalist2018")
 def inaturalist2018(
-    root: str, split: Split, folder: str = "inaturalist2018", lists: str = "inaturalist2018", im_size: int = 224
+    root: str,
+    split: Split,
+    folder: str = "inaturalist2018",
+    lists: str = "inaturalist2018",
+    im_size: Annotated[int, COUNT] = 224,
 ) -> ListedImages:
     """iNaturalist 2018: 437,513 training images of 8,142 species; val 24,426, on which everybody tests.
 
@@ -77,7 +86,11 @@ def inaturalist2018(
 
 @DATASETS.register("inaturalist2019")
 def inaturalist2019(
-    root: str, split: Split, folder: str = "inaturalist2019", lists: str = "inaturalist2019", im_size: int = 224
+    root: str,
+    split: Split,
+    folder: str = "inaturalist2019",
+    lists: str = "inaturalist2019",
+    im_size: Annotated[int, COUNT] = 224,
 ) -> ListedImages:
     """iNaturalist 2019: 265,213 training images of 1,010 species; val 3,030, on which everybody tests.
 

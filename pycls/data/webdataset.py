@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from pycls.data.image_files import IMAGENET_MEAN, IMAGENET_STD, read_classes
 from pycls.data.places import identity, is_address, local_path, path_under
 from pycls.data.tar_index import TarIndex, expand, join, read_tars
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 
@@ -42,9 +44,9 @@ class WebDataset(EncodedDataset):
         train: str = "",
         val: str = "",
         test: str = "",
-        num_classes: int = 0,
+        num_classes: Annotated[int, NOT_NEGATIVE] = 0,
         classes: str = "",
-        im_size: int = 224,
+        im_size: Annotated[int, COUNT] = 224,
     ) -> None:
         check_split(split, "webdataset")
         if im_size < 1:

@@ -1,12 +1,14 @@
 """Cross entropy: label smoothing, class weights, and class-balanced weights from an epoch on (DRW)."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pycls.heads.parts import SoftmaxCriterion
+from pycls.ranges import NOT_NEGATIVE, PART
 from pycls.registry import CRITERIA
 
 
@@ -26,12 +28,12 @@ class CrossEntropy(SoftmaxCriterion):
     name = "cross_entropy"
     weights: Tensor | None
 
-    def __init__(self, label_smoothing: float = 0.0, class_weights: list[float] | None = None) -> None:
+    def __init__(
+        self,
+        label_smoothing: Annotated[float, PART] = 0.0,
+        class_weights: Annotated[list[float] | None, NOT_NEGATIVE] = None,
+    ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing is a share in [0, 1], not {label_smoothing}")
-        if class_weights and min(class_weights) < 0:
-            raise ValueError(f"class_weights are not negative, and one is {min(class_weights)}")
         self.label_smoothing = label_smoothing
         self.register_buffer("weights", torch.tensor(class_weights, dtype=torch.float64) if class_weights else None)
 
@@ -104,11 +106,13 @@ class ClassBalanced(CrossEntropy):
     in_force: Tensor
 
     def __init__(
-        self, class_counts: Tensor, beta: float = 0.9999, from_epoch: int = 0, label_smoothing: float = 0.0
+        self,
+        class_counts: Tensor,
+        beta: Annotated[float, PART] = 0.9999,
+        from_epoch: Annotated[int, NOT_NEGATIVE] = 0,
+        label_smoothing: Annotated[float, PART] = 0.0,
     ) -> None:
         super().__init__(label_smoothing)
-        if not 0 <= beta < 1:
-            raise ValueError(f"beta is in [0, 1), not {beta}")
         self.from_epoch = from_epoch
         counts = as_counts(class_counts)
         present = counts > 0

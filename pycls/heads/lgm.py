@@ -1,7 +1,7 @@
 """Large-margin Gaussian mixture, L-GM (Wan, Zhong, Li, Chen, CVPR 2018)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from pycls.heads.head import Head
 from pycls.heads.parts import Auxiliary, Margin, Queries, Similarity, Target
 from pycls.heads.parts_native import Parts, parts_for
 from pycls.heads.prototypes import Prototypes, Recipe
+from pycls.ranges import NOT_NEGATIVE
 from pycls.registry import AUXILIARIES, HEADS, MARGINS, SIMILARITIES
 
 Covariance = Literal["identity", "diagonal"]
@@ -142,10 +143,8 @@ class ScaledDistance(Margin):
     name = "scaled_distance"
     domain = "distance"
 
-    def __init__(self, alpha: float = 0.1) -> None:
+    def __init__(self, alpha: Annotated[float, NOT_NEGATIVE] = 0.1) -> None:
         super().__init__()
-        if alpha < 0:
-            raise ValueError(f"alpha is not negative, not {alpha}")
         self.alpha = alpha
 
     def forward(self, measure: Tensor, labels: Tensor) -> Tensor:
@@ -173,7 +172,7 @@ class Likelihood(Auxiliary):
     name = "likelihood"
     needs_likelihood = True
 
-    def __init__(self, weight: float = 0.1) -> None:
+    def __init__(self, weight: Annotated[float, NOT_NEGATIVE] = 0.1) -> None:
         super().__init__()
         self.weight = weight
 
@@ -194,8 +193,8 @@ class Likelihood(Auxiliary):
 def lgm(
     in_features: int,
     num_classes: int,
-    alpha: float = 0.1,
-    likelihood_weight: float = 0.1,
+    alpha: Annotated[float, NOT_NEGATIVE] = 0.1,
+    likelihood_weight: Annotated[float, NOT_NEGATIVE] = 0.1,
     covariance: Covariance = "identity",
 ) -> Head:
     """L-GM: classification by Gaussians with a margin on the target's distance, and their likelihood (equations 9, 17).

@@ -1,5 +1,7 @@
 """Heads for long-tailed training sets: LDAM, logit adjustment, balanced softmax. They know the classes' counts."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from pycls.heads.cross_entropy import ClassBalanced, CrossEntropy, as_counts, ch
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
 from pycls.heads.parts import Margin
+from pycls.ranges import NOT_NEGATIVE, PART
 from pycls.registry import CRITERIA, HEADS, MARGINS
 
 ABSENT = -1000.0
@@ -33,10 +36,8 @@ class LabelDistributionMargin(Margin):
     domain = "cosine"
     margins: Tensor
 
-    def __init__(self, class_counts: Tensor, max_margin: float = 0.5) -> None:
+    def __init__(self, class_counts: Tensor, max_margin: Annotated[float, NOT_NEGATIVE] = 0.5) -> None:
         super().__init__()
-        if max_margin < 0:
-            raise ValueError(f"max_margin is not negative, not {max_margin}")
         counts = as_counts(class_counts)
         rarest = counts[counts > 0].min()
         self.max_margin = max_margin
@@ -82,7 +83,7 @@ class LogitAdjustment(CrossEntropy):
     name = "logit_adjustment"
     log_prior: Tensor
 
-    def __init__(self, class_counts: Tensor, tau: float = 1.0, post_hoc: bool = False) -> None:
+    def __init__(self, class_counts: Tensor, tau: Annotated[float, NOT_NEGATIVE] = 1.0, post_hoc: bool = False) -> None:
         super().__init__()
         counts = as_counts(class_counts)
         self.tau, self.post_hoc = tau, post_hoc
@@ -129,10 +130,10 @@ def ldam(
     in_features: int,
     num_classes: int,
     class_counts: Tensor,
-    max_margin: float = 0.5,
-    scale: float = 30.0,
-    drw_epoch: int = 0,
-    beta: float = 0.9999,
+    max_margin: Annotated[float, NOT_NEGATIVE] = 0.5,
+    scale: Annotated[float, NOT_NEGATIVE] = 30.0,
+    drw_epoch: Annotated[int, NOT_NEGATIVE] = 0,
+    beta: Annotated[float, PART] = 0.9999,
 ) -> Head:
     """LDAM, with deferred re-weighting (Cao, Wei, Gaidon, Arechiga, Ma, NeurIPS 2019, equations 12 and 13, algorithm 1).
 
@@ -151,7 +152,7 @@ def ldam(
 
 @HEADS.register("logit_adjustment")
 def logit_adjustment(
-    in_features: int, num_classes: int, class_counts: Tensor, tau: float = 1.0, post_hoc: bool = False
+    in_features: int, num_classes: int, class_counts: Tensor, tau: Annotated[float, NOT_NEGATIVE] = 1.0, post_hoc: bool = False
 ) -> Head:
     """Logit adjustment on a linear classifier (Menon et al., ICLR 2021): in the loss, or post hoc.
 

@@ -1,6 +1,6 @@
 """Ring loss (Zheng, Pal, Savvides, CVPR 2018)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from pycls.heads.head import Head
 from pycls.heads.linear import Linear
 from pycls.heads.parts import Auxiliary, norm
 from pycls.heads.parts_native import Parts, parts_for
+from pycls.ranges import NOT_NEGATIVE
 from pycls.registry import AUXILIARIES, HEADS
 
 Variant = Literal["l2", "l1", "relative"]
@@ -57,10 +58,10 @@ class RingLoss(Auxiliary):
     name = "ring"
     started: Tensor
 
-    def __init__(self, weight: float = 0.01, variant: Variant = "l2") -> None:
+    def __init__(self, weight: Annotated[float, NOT_NEGATIVE] = 0.01, variant: Variant = "l2") -> None:
         super().__init__()
-        if weight < 0 or variant not in ("l2", "l1", "relative"):
-            raise ValueError(f"weight is not negative and variant one of l2, l1, relative, not {weight} and {variant!r}")
+        if variant not in ("l2", "l1", "relative"):
+            raise ValueError(f"variant is l2, l1 or relative, not {variant!r}")
         self.weight, self.variant = weight, variant
         self.radius = nn.Parameter(torch.ones(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
@@ -111,7 +112,7 @@ def _shared() -> bool:
 
 
 @HEADS.register("ring")
-def ring(in_features: int, num_classes: int, weight: float = 0.01, variant: Variant = "l2") -> Head:
+def ring(in_features: int, num_classes: int, weight: Annotated[float, NOT_NEGATIVE] = 0.01, variant: Variant = "l2") -> Head:
     """Softmax with ring loss (Zheng et al., CVPR 2018, equation 3).
 
     Args:

@@ -66,7 +66,7 @@ def test_folders_that_do_not_fit(tmp_path):
     (tmp_path / "val" / "cat").mkdir()
     with pytest.raises(InputError, match=r"val has the class 'cat', which .*train has not"):
         ImageFolder(str(tmp_path), "val")
-    with pytest.raises(InputError, match="IM_SIZE"):
+    with pytest.raises(ValueError, match="im_size: expected at least 1, found 0"):
         ImageFolder(str(tmp_path), "train", im_size=0)
     for file in (tmp_path / "test").rglob("*.JPEG"):
         file.unlink()

@@ -119,7 +119,8 @@ def vit(net: Net, x: Tensor, heads: int, strides: list[int]) -> Tensor:
     i = 0
     while net.has(block := f"encoder.block_{i}"):
         attention = f"{block}.self_attention.block"
-        y = net.ln(x, f"{block}.ln_1") @ net.weights[f"{attention}.in_proj_weight"].t() + net.weights[f"{attention}.in_proj_bias"]
+        weight, bias = (net.weights[f"{attention}.in_proj_{kind}"] for kind in ("weight", "bias"))
+        y = net.ln(x, f"{block}.ln_1") @ weight.t() + bias
         mixed = []
         for q, k, v in zip(*(part.chunk(heads, -1) for part in y.chunk(3, -1)), strict=True):
             mixed.append(torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1) @ v)
