@@ -15,7 +15,7 @@ from pycls.engine.checkpoints import load_model_state, load_together
 from pycls.engine.entries import check_checkpoint
 from pycls.engine.evaluate import precise_batch_norm
 from pycls.engine.reporter import Reporter
-from pycls.engine.resumable import check_resumable
+from pycls.engine.resumable import check_progress, check_tensors
 from pycls.engine.state_file import better_weights
 from pycls.engine.trainer import Trainer
 from pycls.errors import InputError, RunError
@@ -93,10 +93,11 @@ def resume(cfg: CfgNode, trainer: Trainer) -> None:
     """Continues from the newest checkpoint, if there is one."""
 
     def check(state: dict[str, Any], source: str) -> None:
+        has_ema = trainer.ema is not None
+        check_progress(state, source, has_ema, cfg.OPTIM.MAX_EPOCH, len(trainer.loader))
         launching.refuse_other_data(cfg, state["config"])
         launching.refuse_other_classes(cfg, state.get("class_names"), trainer.extra["class_names"])
-        check_resumable(state, source, model=trainer.model, has_ema=trainer.ema is not None, optimizer=trainer.optimizer,
-                        scaler=trainer.scaler, epochs=cfg.OPTIM.MAX_EPOCH, steps=len(trainer.loader))  # fmt: skip
+        check_tensors(state, source, trainer.model, has_ema, trainer.optimizer, trainer.scaler)
 
     state = trainer.checkpoints.newest(trainer.ranks, check)
     if state is None:

@@ -31,19 +31,13 @@ _MEMORY: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
 """What an optimiser remembers of each parameter."""
 
 
-def check_resumable(
-    state: Mapping[str, Any], source: str, *, model: nn.Module, has_ema: bool, optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler, epochs: int, steps: int,
-) -> None:  # fmt: skip
-    """Raises InputError unless a run of this configuration can go on from the state.
+def check_progress(state: Mapping[str, Any], source: str, has_ema: bool, epochs: int, steps: int) -> None:
+    """Raises InputError unless a run of this configuration can be where the state says that it is.
 
     Args:
         state: a checkpoint's tree, as ``Trainer.state_dict`` makes it.
         source: its file, for the message.
-        model: of the run.
         has_ema: whether there is a moving average.
-        optimizer: of the run.
-        scaler: of the run.
         epochs: of the whole training.
         steps: of an epoch.
     """
@@ -59,6 +53,22 @@ def check_resumable(
         "optimizer": MAPPING, "scaler": MAPPING,
         "meter": ("a list of one row a process", lambda value: isinstance(value, list) and bool(value)),
     })  # fmt: skip
+
+
+def check_tensors(
+    state: Mapping[str, Any], source: str, model: nn.Module, has_ema: bool, optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:  # fmt: skip
+    """Raises InputError unless the state, of which :func:`check_progress` has found nothing wrong, fits model and optimiser.
+
+    Args:
+        state: a checkpoint's tree.
+        source: its file, for the message.
+        model: of the run.
+        has_ema: whether there is a moving average.
+        optimizer: of the run.
+        scaler: of the run.
+    """
     for part in ("model", "ema") if has_ema else ("model",):
         check_model_state(model, state[part], source)
     _check_optimizer(state["optimizer"], source, model, optimizer)

@@ -77,7 +77,7 @@ def test_fine_tuning_on_classes_in_another_order(animals: Path, tmp_path: Path, 
     """Without a step of training they are told apart as before: by the weights, and by their moving average."""
     where = ["DATA.ROOT", root(tmp_path / "data", NAMES[::-1]), "OUT_DIR", tmp_path / "out"]
     source = max(animals.glob(weights))
-    still = ["OPTIM.BASE_LR", 0.0, "OPTIM.MAX_EPOCH", 1, "HEAD.PARALLEL", parallel]
+    still = ["OPTIM.BASE_LR", 1e-30, "OPTIM.MAX_EPOCH", 1, "HEAD.PARALLEL", parallel]
     ended = call(*LETTERS, *where, "TRAIN.WEIGHTS", source, *still)
     assert ended.code == 0 and "the same 5 classes in another order, each with its own weights" in ended.out, ended
     assert result(tmp_path / "out")["test"]["top1_err"] == 0

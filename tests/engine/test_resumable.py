@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pycls.engine.checkpoints import optimizer_state
-from pycls.engine.resumable import check_resumable
+from pycls.engine.resumable import check_progress, check_tensors
 from pycls.errors import InputError
 
 SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 3}
@@ -19,6 +19,12 @@ class Scaler:
 
     def is_enabled(self) -> bool:
         return True
+
+
+def check_resumable(state: dict[str, Any], source: str, has_ema: bool, epochs: int, steps: int, **facts: Any) -> None:
+    """Both checks, as resuming makes them."""
+    check_progress(state, source, has_ema, epochs, steps)
+    check_tensors(state, source, has_ema=has_ema, **facts)
 
 
 def run(name: type[torch.optim.Optimizer] = torch.optim.Adam, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
