@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""A folder of photographs for benchmarks, in the form of ImageNet: ``train/photos`` and ``val/photos``, the same files.
+"""A folder of photographs for benchmarks, in the form of ImageNet: ``train/photos`` and ``val/photos``, copies of each other.
 
     python benchmarks/photographs.py DIR [--photos TREE] [--images 8448]
 
 Without --photos (any tree of JPEGs) pictures of ImageNet's size are drawn. Each is there as often as need be, as files of
-their own in ``val``; ``train`` has links to them.
+their own: links to files that both parts have would be refused.
 """
 
 import argparse
-import os
 import shutil
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def lay_out(photos: Path | None, root: Path, images: int) -> str:
         raise SystemExit(f"error: there are no JPEG files in {photos}")
     for number in range(images):
         shutil.copyfile(files[number % len(files)], target / f"{number:05}.jpg")
-    shutil.copytree(root / "val", root / "train", copy_function=os.link)
+    shutil.copytree(root / "val", root / "train")
     size = sum(path.stat().st_size for path in target.iterdir()) / images
     return f"{min(images, len(files))} {'photographs' if photos else 'drawn pictures'}, {size / 1000:.0f} kB on average"
 

@@ -50,6 +50,16 @@ from the paper (`tests/heads`), in float64 and float32; made by the command abov
 Margins act in training only; label -1 means that a sample has no target; a mixture `(labels_a, labels_b, lam)` gives
 the convex sum of both losses.
 
+Labels are a tensor of integers `[N]` of any integer type, from 0 to K - 1 or -1, on the features' device. Labels of another
+type or shape (bool, float, `[N, 1]`, one-hot), features that are not floating-point `[N, D]`, and a `lam` outside 0..1 are
+refused with one line; so is a label that is no class, but not on a GPU, which would have to be waited for. The loss of an empty
+batch, and of one without any target, is 0, and so are its gradients.
+
+`class_counts` may be 0, for a class without training images, never negative. Such a class has no say in the numbers of the
+others: LDAM's margins and class-balanced weights are as without it. Where a prior is added or subtracted (`balanced_softmax`,
+`logit_adjustment`) it is 0: the class is not in the softmax with the prior, and in evaluation its logit is lowered by 1000, so
+that it is never predicted; its samples do not count in the loss. To all other heads it is a class like any.
+
 ## By name
 """
 

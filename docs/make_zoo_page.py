@@ -33,7 +33,8 @@ model = pycls.create_model("ResNet-50", num_classes=10, pretrained="ResNet-50@to
 ```
 
 In a run `TEST.WEIGHTS` and `TRAIN.WEIGHTS` take such a name, a URL, or a file: ours, a checkpoint of pycls (`.pyth`), a
-state dict of PyTorch (`.pth`), safetensors. Names of parameters may be ours, pycls's or torchvision's.
+state dict of PyTorch (`.pth`), safetensors. Names of parameters may be ours, pycls's or torchvision's, or those of the
+RBF-Softmax repository, of whose head the bias, which it never uses, is dropped (its published runs need `HEAD.GAMMA 35`).
 
 <!-- not run: fetches weights from the web and needs ImageNet -->
 ```bash
@@ -57,8 +58,9 @@ complete and verified, so that no later run takes half a file, or an error page,
 
 torchvision publishes the first 8 digits of each SHA-256; pycls none. What the first verified download of a file was is
 written down in `weights.lock`, and nothing else is accepted under that URL from then on; copy that file to have other
-machines accept only the same. Every use verifies the file. Nothing in a file is run: it is read for tensors, numbers and
-strings alone, and one that asks for more is refused.
+machines accept only the same. Every use verifies the file. Nothing in a file is run: it is read for tensors, plain
+values, and NumPy's numbers and arrays (which pycls's schedules leave in the state of its optimiser) alone, and one that asks
+for more is refused by a line that says for what.
 
 ## What the weights want
 
@@ -71,8 +73,9 @@ In evaluation the short side is resized to *resize* and the centre of *crop* is 
 `RegNetY-8.0GF` of torchvision are other nets than pycls's (it rounds widths differently) and so are not here, nor are the
 weights trained on pictures of Instagram (SWAG), whose licence forbids commercial use.
 {notes}
-With another number of classes, or another head, the backbone's weights are kept, the head starts anew, and a line of the log
-says so (`TRAIN.WEIGHTS` and `create_model`; `TEST.WEIGHTS` must fit as a whole).
+With other classes, or a head of another kind, the backbone's weights are kept, the head is newly initialised, and a line of the
+log says so (`TRAIN.WEIGHTS` and `create_model`; `TEST.WEIGHTS` must fit as a whole). These weights do not name their classes:
+the head is kept for as many classes of ImageNet, taken to be in their usual order, which the log says too.
 """
 
 

@@ -23,7 +23,9 @@ from pycls.models.weight_names import FORMS, Form, first_convolution, from_ours,
 from pycls.registry import closest
 from pycls.runtime import pipe
 from pycls.runtime.files import atomic_write
+from pycls.runtime.log import setup_logging
 from pycls.zoo.catalogue import COLOURS, Colours
+from pycls.zoo.head_classes import names_in
 from pycls.zoo.weights import Weights, load, pycls_colours
 
 SUFFIXES = (".safetensors", ".pyth", ".pth", ".pt")
@@ -62,7 +64,9 @@ def convert(
         before = source_colours or weights.colours or _shown_by(source, weights, "--from-colours")
         colours = to_colours or _shown_by(to, weights, "--to-colours")
         state = state if colours == before else turn_colours(state, model)
-    return Weights(from_ours(state, model, to), weights.source, colours, weights.data, about=weights.about)
+    named = names_in(weights.about.get("class_names"), len(state["head.similarity.weight"]), weights.source)
+    about = {**weights.about, "class_names": named}
+    return Weights(from_ours(state, model, to), weights.source, colours, weights.data, about=about)
 
 
 def _shown_by(form: Form, weights: Weights, flag: str) -> Colours:
@@ -77,9 +81,10 @@ def _shown_by(form: Form, weights: Weights, flag: str) -> Colours:
 def write(path: Path, weights: Weights, form: Form) -> None:
     """A safetensors file, or PyTorch's by the suffix; a .pyth is a checkpoint such as pycls loads.
 
-    A bare state dict (.pth, .pt) cannot tell which order of colours it wants.
+    A bare state dict (.pth, .pt) cannot tell which order of colours it wants, nor what its classes are called.
     """
-    facts = {"data": weights.data, **({"colours": weights.colours} if weights.colours else {})}
+    facts = {"data": weights.data, "split": weights.split, **({"colours": weights.colours} if weights.colours else {}),
+             **({"class_names": weights.about["class_names"]} if weights.about.get("class_names") else {})}  # fmt: skip
     if path.suffix == ".safetensors":
         save_weights(path, weights.state, {"form": form, **facts})
         return
@@ -120,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT", help=f"the file to write: {', '.join(SUFFIXES)}")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="options that win over the configuration's: KEY VALUE ...")
     flags = parser.parse_args(argv)
+    setup_logging()
     try:
         out = Path(flags.output)
         if out.suffix not in SUFFIXES or not out.parent.is_dir():

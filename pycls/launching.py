@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +13,7 @@ import yaml
 from yacs.config import CfgNode
 
 from pycls import config
+from pycls.class_names import shown
 from pycls.engine.checkpoints import Checkpoints
 from pycls.errors import InputError
 from pycls.runtime.devices import choose_device, set_deterministic, set_threads
@@ -88,7 +89,7 @@ def refuse_other_config(cfg: CfgNode) -> None:
     if not cfg.TRAIN.AUTO_RESUME:
         raise InputError(f"{cfg.OUT_DIR} holds a run, and TRAIN.AUTO_RESUME is off: give another OUT_DIR, or remove it")
     # the modules of IMPORTS may have moved since: those given now are the ones that count
-    old = config.load(str(written), [f"IMPORTS={json.dumps(list(cfg.IMPORTS))}"])
+    old = config.load(str(written), [f"IMPORTS={json.dumps(list(cfg.IMPORTS))}"], notify=lambda line: None)  # said already
     changes = config.difference(old, cfg)
     if changes:
         raise InputError(f"{cfg.OUT_DIR} holds a run of another configuration; give another OUT_DIR. "
@@ -97,10 +98,26 @@ def refuse_other_config(cfg: CfgNode) -> None:
 
 def refuse_other_data(cfg: CfgNode, written: str) -> None:
     """Raises InputError if the training set is not the one that a checkpoint, by its configuration's text, was begun with."""
-    before = yaml.safe_load(written)["DATA"].get("HASH", "")
+    try:
+        before = str(yaml.safe_load(written)["DATA"].get("HASH", ""))
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{checkpoints(cfg).folder}: the entry config of the newest checkpoint is no configuration; it should "
+                         f"be the text of {CONFIG_FILE}") from None  # fmt: skip
     if before != cfg.DATA.HASH:
         raise InputError(f"{cfg.OUT_DIR} holds a run on another training set (its files have changed since): its DATA.HASH is "
                          f"{before or 'empty'}, now it is {cfg.DATA.HASH or 'empty'}; give another OUT_DIR")  # fmt: skip
+
+
+def refuse_other_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str]) -> None:
+    """Raises InputError if the training set's classes are not those that a checkpoint names, in their order."""
+    if before is None or list(before) == list(now):
+        return
+    if len(before) == len(now):
+        change = next(f"class {k} was {old!r} and is {new!r}" for k, (old, new) in enumerate(zip(before, now, strict=True))
+                      if old != new)  # fmt: skip
+    else:
+        change = f"there were {len(before)} ({shown(before)}), and there are {len(now)} ({shown(now)})"
+    raise InputError(f"{cfg.OUT_DIR} holds a run on other classes: {change}; give another OUT_DIR")
 
 
 def best_in(cfg: CfgNode) -> Path:

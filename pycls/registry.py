@@ -8,6 +8,7 @@ people register themselves in the same way when they are imported (``IMPORTS:`` 
 
 import difflib
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pycls.errors import InputError
+from pycls.ranges import in_range
 
 T = TypeVar("T")
 
@@ -35,7 +37,10 @@ class Registry:
         self._entries: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a component under ``name``. Raises ``ValueError`` if another one has the name."""
+        """Decorator that files a component under ``name`` and has it refuse numbers outside the ranges in its annotations.
+
+        Raises ``ValueError`` if another one has the name.
+        """
 
         def file(component: T) -> T:
             known = self._entries.get(name)
@@ -44,8 +49,8 @@ class Registry:
                 component.__qualname__,  # type: ignore[attr-defined]
             ):
                 raise ValueError(f"two {self.kind}s are named {name!r}: {known.__module__} and {component.__module__}")
-            self._entries[name] = component
-            return component
+            self._entries[name] = checked = _checked(component)
+            return checked
 
         return file
 
@@ -78,6 +83,15 @@ class Registry:
     def nearest(self, name: str) -> str:
         """The end of an error message: the names most like ``name``, or all of them."""
         return closest(name, self.names())
+
+
+def _checked(component: Any) -> Any:
+    """A function that checks its arguments first, or the class, whose own constructor does so from now on."""
+    if not inspect.isclass(component):
+        return in_range(component)
+    if "__init__" in vars(component):
+        component.__init__ = in_range(component.__init__)  # type: ignore[method-assign]
+    return component
 
 
 def closest(name: str, names: Iterable[str], otherwise: str = "") -> str:

@@ -14,6 +14,7 @@ from pycls.engine.sharded import is_sharded
 from pycls.engine.state_file import save_weights
 from pycls.engine.timing import time_steps
 from pycls.engine.trainer import Stopped, Trainer
+from pycls.errors import InputError
 from pycls.models.complexity import complexity
 from pycls.runtime.distributed import Ranks, barrier, ranks_from_env
 from pycls.runtime.files import atomic_write, make_out_dir
@@ -59,7 +60,9 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     dataset, drawn = build.build_training_set(cfg)
     cfg = config.with_value(cfg, "DATA.HASH", drawn.sha256 if drawn is not None else "")
     tested_on, test_split = build.build_test_set(cfg)
-    test_set = build.with_classes(tested_on, dataset.class_names), test_split
+    build.refuse_own_test_set(cfg, dataset, tested_on, test_split)
+    other = cfg.TRAIN.DATASET if cfg.TEST.DATASET not in ("", cfg.TRAIN.DATASET) else ""
+    test_set = build.match_classes(cfg, tested_on, dataset.class_names, dataset.name, other), test_split
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
     build.build_views(cfg, test_set[0])  # what is wrong or missing is to be known now
@@ -182,13 +185,17 @@ def test(cfg: CfgNode) -> int:
         setup_logging(None, ranks.rank)
         weights = zoo.load(path)
         dataset, split = build.build_test_set(cfg)
-        dataset = build.with_classes(dataset, weights.about.get("class_names") or dataset.class_names)
+        build.refuse_trained_on(cfg, dataset, split, weights.about, weights.source)
+        dataset = build.match_classes(cfg, dataset, weights.class_names, weights.source, weights.data)
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(last, dataset.channels, build.image_size(cfg, dataset), classes)
         zoo.load_into(model, weights)
         build.share_out(cfg, model, ranks)
         model = build.place(cfg, model, device)
         counts = weights.about.get("class_counts")
+        if counts is not None and len(counts) != classes:
+            raise InputError(f"{weights.source}: its entry class_counts has {len(counts)} numbers; it should have one for each "
+                             f"of the model's {classes} classes")  # fmt: skip
         found = testing.assess(cfg, model, classes, (dataset, split), counts, device, ranks)
         if ranks.is_main:
             testing.write_tables(make_out_dir(cfg.OUT_DIR), "test", found, dataset, dataset.class_names, counts)

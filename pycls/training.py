@@ -1,8 +1,9 @@
 """A run's trainers: that of the training, and that of a second stage on its frozen backbone."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -11,11 +12,13 @@ import pycls
 from pycls import build, config, launching, zoo
 from pycls.engine import decouple
 from pycls.engine.checkpoints import load_model_state, load_together
+from pycls.engine.entries import check_checkpoint
 from pycls.engine.evaluate import precise_batch_norm
 from pycls.engine.reporter import Reporter
+from pycls.engine.resumable import check_progress, check_tensors
 from pycls.engine.state_file import better_weights
 from pycls.engine.trainer import Trainer
-from pycls.errors import DamagedFile, InputError, RunError
+from pycls.errors import InputError, RunError
 from pycls.models.classifier import Classifier
 from pycls.runtime.board import Board
 from pycls.runtime.devices import has_fast_bf16
@@ -30,7 +33,8 @@ def first_model(
     """The model as the training begins with it."""
     model = _new_model(cfg, dataset, classes)
     if cfg.TRAIN.WEIGHTS:
-        zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True)
+        zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True, class_names=dataset.class_names,
+                      data=cfg.TRAIN.DATASET)  # fmt: skip
     build.share_out(cfg, model, ranks)
     return build.place(cfg, model, device)
 
@@ -87,10 +91,17 @@ def make_trainer(
 
 def resume(cfg: CfgNode, trainer: Trainer) -> None:
     """Continues from the newest checkpoint, if there is one."""
-    state = trainer.checkpoints.newest(trainer.ranks)
+
+    def check(state: dict[str, Any], source: str) -> None:
+        has_ema = trainer.ema is not None
+        check_progress(state, source, has_ema, cfg.OPTIM.MAX_EPOCH, len(trainer.loader))
+        launching.refuse_other_data(cfg, state["config"])
+        launching.refuse_other_classes(cfg, state.get("class_names"), trainer.extra["class_names"])
+        check_tensors(state, source, trainer.model, has_ema, trainer.optimizer, trainer.scaler)
+
+    state = trainer.checkpoints.newest(trainer.ranks, check)
     if state is None:
         return
-    launching.refuse_other_data(cfg, state["config"])
     trainer.load_state_dict(state, str(trainer.checkpoints.folder))
     trainer.reporter.board.purge_step = trainer.step
     logger.info("continuing from epoch %d, step %d of %d", trainer.epoch + 1, trainer.start, len(trainer.loader))
@@ -102,10 +113,28 @@ def announce(cfg: CfgNode, trainer: Trainer, dataset: build.Dataset, classes: in
                 classes, f"{sum(p.numel() for p in trainer.model.parameters()):,}", device)  # fmt: skip
     if trainer.settings.autocast is not None and device.type == "cpu" and not has_fast_bf16(device):
         logger.warning("this CPU has no bf16 units: TRAIN.MIXED_PRECISION makes training about ten times slower here")
-    for warning in build.head_warnings(trainer.model):
+    absent = build.absent_classes(build.class_counts(dataset.labels, classes), dataset.class_names)
+    for warning in (*([absent] if absent else []), *build.head_warnings(trainer.model), *_too_much(cfg, trainer, dataset)):
         logger.warning(warning)
     if cfg.TRAIN.EVAL_SPLIT == "test":
         logger.info("evaluating on the test part in training: shown, but the best epoch is not chosen on it")
+
+
+def _too_much(cfg: CfgNode, trainer: Trainer, dataset: build.Dataset) -> Iterator[str]:
+    """Options that ask for more than the training has, and so have no effect or not their whole one."""
+    steps, most = cfg.OPTIM.MAX_EPOCH * len(trainer.loader), int(dataset.labels.bincount().max())
+    warmup, period = cfg.HEAD.MARGIN_WARMUP, cfg.OPTIM.EMA_UPDATE_PERIOD
+    images, in_a_row = cfg.TRAIN.IMAGES_PER_CLASS, cfg.TRAIN.SAMPLES_PER_CLASS
+    if warmup and getattr(trainer.model.head, "margin", None) is None:
+        yield f"HEAD.MARGIN_WARMUP has no effect: the head {cfg.HEAD.NAME or cfg.HEAD.SIMILARITY.NAME} has no margin"
+    elif warmup > steps > 0:
+        yield f"HEAD.MARGIN_WARMUP is {warmup}, and the training has {steps} steps: the margin never has its full size"
+    if period > steps > 0:
+        yield f"OPTIM.EMA_UPDATE_PERIOD is {period}, and the training has {steps} steps: nothing is averaged"
+    if images > most and cfg.DATA.LONG_TAIL.PROFILE == "none":
+        yield f"TRAIN.IMAGES_PER_CLASS {images} has no effect: the largest class has {most} images"
+    if in_a_row > most and cfg.TRAIN.SAMPLER == "class_aware":
+        yield f"TRAIN.SAMPLES_PER_CLASS is {in_a_row}, and the largest class has {most} images: not every class is shown"
 
 
 def names(cfg: CfgNode) -> str:
@@ -123,10 +152,11 @@ def choose_weights(trainer: Trainer) -> tuple[int, str, bool]:
     if best is not None:
         try:
             state = load_together(best, trainer.ranks)
+            check_checkpoint(state, str(best))
             which = better_weights(state)
-            load_model_state(trainer.model, state[which], str(trainer.checkpoints.folder))
+            load_model_state(trainer.model, state[which], str(best))
             return state["epoch"], which, True
-        except DamagedFile as error:
+        except InputError as error:
             logger.error("%s; going on with the last weights, which are not the best ones", error)
     which = better_weights({"ema": trainer.ema, "history": trainer.history})
     if trainer.ema is not None and which == "ema":
@@ -181,7 +211,8 @@ def second_model(
         if tau < 0:
             val = build.build_dataset(cfg, cfg.TRAIN.EVAL_SPLIT)
             images = build.build_eval_loader(later, val, cfg.TRAIN.EVAL_SPLIT, device, ranks)
-            tau = decouple.choose_tau(model, weight.to(device), images, classes)
+            present = build.class_counts(dataset.labels, classes) > 0
+            tau = decouple.choose_tau(model, weight.to(device), images, present.to(device))
             logger.info("tau %.1f has the lowest error on %s, averaged over the classes", tau, cfg.TRAIN.EVAL_SPLIT)
         decouple.set_weight(model.head.similarity, decouple.tau_normalised(weight, tau))
     return model

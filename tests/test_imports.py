@@ -12,16 +12,18 @@ SOURCES = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").remo
 
 ROOMS = {
     "errors": set(),
-    "registry": {"errors"},
+    "class_names": set(),
+    "ranges": set(),
+    "registry": {"errors", "ranges"},
     "runtime": {"errors", "runtime"},
-    "models": {"errors", "registry", "models", "heads", "zoo"},  # create_model puts a head on a backbone, and weights into both
-    "heads": {"errors", "registry", "runtime", "heads"},  # runtime compiles its C source
-    "data": {"errors", "registry", "runtime", "data"},
+    "models": {"errors", "ranges", "registry", "models", "heads", "zoo"},  # create_model: head, weights
+    "heads": {"errors", "ranges", "registry", "runtime", "heads"},  # runtime compiles its C source
+    "data": {"errors", "ranges", "registry", "class_names", "runtime", "data"},
     "engine": {"errors", "runtime", "engine"},
-    "zoo": {"errors", "registry", "runtime", "engine", "models", "zoo"},  # it knows models by their names and weights
-    "config": {"errors", "registry", "config"},
-    "build": {"errors", "registry", "runtime", "models", "heads", "data", "engine", "config", "build"},
-    "launching": {"errors", "runtime", "engine", "config"},
+    "zoo": {"errors", "registry", "class_names", "runtime", "heads", "engine", "models", "zoo"},  # names of models and classes
+    "config": {"errors", "ranges", "registry", "config"},
+    "build": {"errors", "registry", "class_names", "runtime", "models", "heads", "data", "engine", "config", "build"},
+    "launching": {"errors", "class_names", "runtime", "engine", "config"},
     "scaling": {"runtime", "models", "config", "build"},
     "run": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching", "scaling", "testing",
             "training"},
@@ -43,7 +45,7 @@ WITHIN_HEADS = {
 """What these of the heads may import of the heads when they run; any other module there anything but heads.parallel."""
 PAGE = ROOT / "docs" / "architecture.md"
 SEE_CONFIG = {"config", "build", "launching", "scaling", "testing", "training", "submission", "run", "export", "convert", "cli"}
-LIGHT = {"", "errors", "registry", "config", "cli", "tools"}
+LIGHT = {"", "errors", "ranges", "registry", "class_names", "config", "cli", "tools"}
 """Rooms that must not import torch: a mistake is reported before that would cost seconds."""
 
 

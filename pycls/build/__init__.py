@@ -16,6 +16,7 @@ from pycls.build.data import (
     count_unreadable,
     image_size,
     input_of,
+    match_classes,
     num_classes,
     unreadable_record,
 )
@@ -30,6 +31,7 @@ from pycls.build.model import (
     place,
     share_out,
 )
+from pycls.build.overlap import refuse_own_test_set, refuse_trained_on
 from pycls.build.training import (
     build_ema,
     build_judge,
@@ -38,12 +40,13 @@ from pycls.build.training import (
     build_schedule,
     build_settings,
 )
-from pycls.data.dataset import check_num_classes, class_counts, with_classes
+from pycls.data.dataset import absent_classes, check_num_classes, class_counts
 
 __all__ = [
-    "Dataset", "autocast_dtype", "build_augmentation", "build_dataset", "build_ema", "build_eval_loader", "build_head",
-    "build_inspector", "build_judge", "build_mix", "build_model", "build_network", "build_optimizer", "build_schedule",
-    "build_settings", "build_test_set", "build_train_loader", "build_training_set", "build_unknown_loader", "build_views",
-    "check_num_classes", "class_counts", "count_unreadable", "head_warnings", "image_size", "input_of", "num_classes",
-    "place", "share_out", "unreadable_record", "user_errors", "with_classes",
+    "Dataset", "absent_classes", "autocast_dtype", "build_augmentation", "build_dataset", "build_ema", "build_eval_loader",
+    "build_head", "build_inspector", "build_judge", "build_mix", "build_model", "build_network", "build_optimizer",
+    "build_schedule", "build_settings", "build_test_set", "build_train_loader", "build_training_set",
+    "build_unknown_loader", "build_views", "check_num_classes", "class_counts", "count_unreadable", "head_warnings",
+    "image_size", "input_of", "match_classes", "num_classes", "place", "refuse_own_test_set", "refuse_trained_on", "share_out",
+    "unreadable_record", "user_errors",
 ]  # fmt: skip

@@ -1,13 +1,16 @@
 """From the options to data sets, what is drawn of them, and loaders."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
-from pycls import config
+from pycls import class_names, config
 from pycls.build.errors import user_errors
+from pycls.config.options import CORE
 from pycls.data import augment_names
 from pycls.data.augment import Augmentation
 from pycls.data.dataset import (
@@ -16,8 +19,8 @@ from pycls.data.dataset import (
     MissingSplit,
     check_num_classes,
     resolve_root,
+    with_classes,
 )
-from pycls.data.dataset import with_classes as with_classes
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.protocol import Drawn, Protocol, draw
 from pycls.data.sampler import make_sampler
@@ -27,6 +30,8 @@ from pycls.engine.views import Views
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 from pycls.runtime.distributed import Ranks
+
+logger = logging.getLogger(__name__)
 
 Dataset = ArrayDataset | FileDataset
 
@@ -72,10 +77,43 @@ def build_test_set(cfg: CfgNode) -> tuple[Dataset, str]:
         return build_dataset(cfg, "val", name), "val"
 
 
+def match_classes(
+    cfg: CfgNode, dataset: Dataset, names: Sequence[str] | None, whose: str, trained_on: str = ""
+) -> Dataset:
+    """The test data with their labels numbered as a model's classes are (TEST.MATCH_CLASSES). A line of the log says how, where
+    that is not plain.
+
+    Args:
+        cfg: the tree.
+        dataset: to be tested on; it is changed.
+        names: of the model's classes; None where nothing tells them.
+        whose: what names them, for messages.
+        trained_on: the data set that the model was trained on; empty if nothing says it.
+    """
+    if names is None:
+        names = class_names.usual_order(trained_on, dataset.class_names)
+        taken = "they are taken to be in ImageNet's usual order"
+        if names is None:
+            taken = f"class k of {dataset.name} is taken to be its output k"
+        logger.info("%s does not name its classes: %s", whose, taken)
+    if names is None:
+        return dataset
+    own = cfg.TEST.DATASET or cfg.TRAIN.DATASET
+    numbers = trained_on and class_names.only_numbers_agree(dataset.class_names, names, own, trained_on)
+    dataset, said = with_classes(dataset, names, whose, cfg.TEST.MATCH_CLASSES == "position")
+    if numbers and cfg.TEST.MATCH_CLASSES == "name":
+        said = f"its classes, and those of {whose}, are named by numbers only: a number is taken to be the same class in both"
+    if said:
+        logger.info("%s: %s", dataset.name, said)
+    return dataset
+
+
 def num_classes(cfg: CfgNode, dataset: Dataset) -> int:
-    """MODEL.NUM_CLASSES, or as many as the data set has; every label must be below."""
+    """MODEL.NUM_CLASSES, or as many as the data set has; every label must be below, and TEST.TOP_K not above."""
     classes = cfg.MODEL.NUM_CLASSES or dataset.num_classes
     check_num_classes(dataset.labels, classes, dataset.name)
+    if classes < cfg.TEST.TOP_K and CORE["TEST.TOP_K"].default != cfg.TEST.TOP_K:  # which is lowered where it must be
+        raise InputError(f"TEST.TOP_K must be at most {classes}, the number of classes, not {cfg.TEST.TOP_K}")
     return int(classes)
 
 

@@ -12,10 +12,7 @@ from yacs.config import CfgNode
 from pycls import config
 from pycls.build.errors import user_errors
 from pycls.data import rng
-from pycls.data.dataset import (
-    class_counts,
-)
-from pycls.data.dataset import with_classes as with_classes
+from pycls.data.dataset import class_counts
 from pycls.engine.sharded import class_shards, is_sharded, share_parameters
 from pycls.errors import InputError
 from pycls.heads.cross_entropy import CrossEntropy

@@ -13,7 +13,6 @@ from pycls.build.model import autocast_dtype
 from pycls.data.dataset import (
     check_num_classes,
 )
-from pycls.data.dataset import with_classes as with_classes
 from pycls.data.mix import mix
 from pycls.engine.ema import Ema
 from pycls.engine.evaluate import Evaluation, evaluate

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from pycls.config import compat, components, contradictions, schema, second_stage, unknown_keys
+from pycls.config import compat, components, contradictions, no_effect, schema, second_stage, unknown_keys
 from pycls.config.components import Chosen
 from pycls.config.option_help import describe as describe
 from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
@@ -36,7 +36,8 @@ def load(
     Args:
         cfg_file: a YAML file, or None for defaults and overrides alone.
         overrides: ``KEY VALUE`` pairs or ``KEY=VALUE`` words, which win over the file, the later over the earlier.
-        notify: told in one line of each option of pycls that has another name, or no effect, here.
+        notify: told in one line of each option of pycls that has another name here, and of each option that the user has
+            set and that has no effect in this run.
 
     Raises:
         InputError: one line with the file and line, or the override, and what would be right.
@@ -44,12 +45,16 @@ def load(
     tree = read_file(cfg_file) if cfg_file is not None else {}
     for key, value in read_overrides(overrides):
         put(tree, key, value)
-    given, notices = compat.translate(leaves(tree))
+    written = leaves(tree)
+    given, notices = compat.translate(written)
     for notice in notices:
         notify(notice)
     whole, second = second_stage.split(given)
     values = _values(whole, cfg_file)
-    later = _values(second_stage.given_of(whole, second, values["STAGE2.METHOD"]), cfg_file) if second else {}
+    given_later = second_stage.given_of(whole, second, values["STAGE2.METHOD"]) if second else {}
+    later = _values(given_later, cfg_file) if second else {}
+    for notice in no_effect.notices((values, whole), (later, given_later), frozenset(second), no_effect.origin(written)):
+        notify(notice)
     return _frozen(values | {f"{second_stage.SECTION}{key}": later[key] for key in second})
 
 

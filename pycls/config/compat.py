@@ -18,6 +18,7 @@ from pycls.config.options import CORE, Option
 from pycls.config.unknown_keys import Given
 from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
+from pycls.ranges import POSITIVE
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _end_of_decay(located: Located, given: Given) -> float:
     """``GAMMA`` is the factor of an epoch, ``EXP_RATE`` that of the whole schedule."""
     key = "OPTIM.MAX_EPOCH"
     epochs = schema.convert(given[key], CORE[key], key) if key in given else CORE[key].default
-    return float(schema.convert(located, Option(0.1, "", low=0), "OPTIM.GAMMA") ** epochs)
+    return float(schema.convert(located, Option(0.1, "", range=POSITIVE), "OPTIM.GAMMA") ** epochs)
 
 
 _RENDEZVOUS = "processes find each other by themselves; torchrun says where those of several machines meet"

@@ -143,9 +143,8 @@ def _entry(key: str, option: Option) -> str:
     facts = [option.help.rstrip(".")] if option.help else []
     if option.choices:
         facts.append("one of " + schema.listed(option.choices))
-    bounds = [f"{word} {bound:g}" for word, bound in (("from", option.low), ("to", option.high)) if bound is not None]
-    if bounds:
-        facts.append(" ".join(bounds))
+    if option.range is not None:
+        facts.append(str(option.range))
     title = f"  {key}  {kind} = {default}"
     return "\n".join([title, *filter(None, [_wrap("; ".join(facts), " " * 6, first=" " * 6)])])
 

@@ -1,7 +1,8 @@
 """The signature is the schema: constructor -> options, and the check of what is given for an option.
 
 An option of a component is a keyword argument of its constructor: the name in upper case is the key, the annotation the
-type, the default the default, the entry under ``Args:`` in the docstring the meaning. So it is written once.
+type (``Annotated[float, Range(0, 1)]`` the range of a number, too), the default the default, the entry under ``Args:`` in
+the docstring the meaning. So it is written once.
 """
 
 import copy
@@ -9,12 +10,14 @@ import difflib
 import inspect
 import math
 import re
+import sys
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pycls.config.options import Option
 from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
+from pycls.ranges import complaint, range_of
 
 NoneType = type(None)
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\Z")
@@ -52,13 +55,15 @@ def options_of(component: Any, given: frozenset[str] = frozenset()) -> dict[str,
     """
     meanings = argument_docs(component)
     hints = get_type_hints(_callable(component))
+    ranged = get_type_hints(_callable(component), include_extras=True)
     options = {}
     for name, parameter in _parameters(component).items():
         if name in given:
             continue
         kinds, choices = _read_annotation(component, name, hints.get(name), parameter.default)
         default = REQUIRED if parameter.default is parameter.empty else parameter.default
-        options[name.upper()] = Option(default, meanings.get(name, ""), choices=choices, types=kinds)
+        allowed = range_of(ranged.get(name))
+        options[name.upper()] = Option(default, meanings.get(name, ""), choices=choices, range=allowed, types=kinds)
     return options
 
 
@@ -173,7 +178,7 @@ def default_of(option: Option) -> Any:
 
 
 def convert(given: Located, option: Option, key: str) -> Any:
-    """The value of an option: of one of its types, one of its choices, within its bounds.
+    """The value of an option: of one of its types, one of its choices, within its range.
 
     An int is taken for a float, ``1e-3`` for the number that YAML 1.1 does not see in it, unquoted ``on`` for the
     choice ``"on"``, and a list for a tuple. Text is never taken for a number otherwise, nor a bool for an int.
@@ -185,8 +190,8 @@ def convert(given: Located, option: Option, key: str) -> Any:
     value = _fit_any(given, option)
     if value is REQUIRED or (option.choices and not _is_choice(value, option.choices)):
         raise InputError(f"{start}: expected {_expectation(option)}, found {found(given)}{_hint(given, option)}")
-    for number in value if isinstance(value, list | tuple) else (value,):
-        _check_bounds(number, option, start)
+    if wrong := complaint(value, option.range):
+        raise InputError(f"{start}: {wrong}")
     return value
 
 
@@ -208,21 +213,6 @@ def _hint(given: Located, option: Option) -> str:
     if not option.choices and str in kinds_of(option) and not isinstance(given.value, list | dict | NoneType | str):
         return "; put it in quotes"
     return ""
-
-
-def _check_bounds(value: Any, option: Option, start: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if math.isinf(value) and (option.low, option.high) != (None, None):
-        raise InputError(f"{start}: expected a finite number, found {value!r}")
-    if (option.low is not None and value < option.low) or (option.high is not None and value > option.high):
-        if option.high is None:
-            bounds = f"at least {option.low:g}"
-        elif option.low is None:
-            bounds = f"at most {option.high:g}"
-        else:
-            bounds = f"between {option.low:g} and {option.high:g}"
-        raise InputError(f"{start}: expected {bounds}, found {value!r}")
 
 
 def _fit_any(given: Located, option: Option) -> Any:
@@ -259,6 +249,8 @@ def _fit_float(given: Located) -> Any:
     value = given.value
     if isinstance(value, str) and value == given.text and NUMBER.match(value):
         return float(value)
+    if type(value) is int and abs(value) > sys.float_info.max:
+        return math.inf if value > 0 else -math.inf
     return float(value) if type(value) in (int, float) and not math.isnan(value) else REQUIRED
 
 

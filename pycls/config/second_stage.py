@@ -23,10 +23,13 @@ MAY_DIFFER = ("HEAD.*", "OPTIM.*", "TRAIN.SAMPLER", "TRAIN.SAMPLES_PER_CLASS", "
 UNTRAINED = ("tau_norm", "ncm")
 """Methods that take no step."""
 
+_OF_THOSE_PRESENT = {"HEAD.CRITERION.NAME": "logit_adjustment", "HEAD.CRITERION.TAU": 0.0}
+"""A cross entropy that leaves out the classes without training images, so that they are never predicted."""
+
 HEADS: dict[str, dict[str, Any]] = {
     "lws": {"HEAD.NAME": "lws"},
-    "tau_norm": {"HEAD.NAME": "softmax", "HEAD.BIAS": False},
-    "ncm": {"HEAD.SIMILARITY.NAME": "cosine"},
+    "tau_norm": {"HEAD.NAME": "softmax", "HEAD.BIAS": False, **_OF_THOSE_PRESENT},
+    "ncm": {"HEAD.SIMILARITY.NAME": "cosine", **_OF_THOSE_PRESENT},
 }
 """The head of each method that says what it is."""
 

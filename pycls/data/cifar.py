@@ -7,7 +7,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html. Channel statistics are those of the
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pycls.data.dataset import ArrayDataset, Split, check_split, resolve_root, select_split
 from pycls.data.download import ensure_files
-from pycls.data.unpickle import read_pickle
 from pycls.errors import InputError
+from pycls.ranges import NOT_NEGATIVE
 from pycls.registry import DATASETS
+from pycls.runtime.unpickle import read_pickle
 
 PIXELS = 3 * 32 * 32
 
@@ -160,7 +161,7 @@ def _superclasses(labels: Tensor, num_classes: int) -> Tensor:
 
 
 @DATASETS.register("cifar10")
-def cifar10(root: str, split: Split, download: bool = True, val_size: int = 5000) -> ArrayDataset:
+def cifar10(root: str, split: Split, download: bool = True, val_size: Annotated[int, NOT_NEGATIVE] = 5000) -> ArrayDataset:
     """CIFAR-10: 32x32 colour images of 10 classes, 50,000 to train on (of which val is held out) and 10,000 to test.
 
     Args:
@@ -181,7 +182,7 @@ def cifar100(
     root: str,
     split: Split,
     download: bool = True,
-    val_size: int = 5000,
+    val_size: Annotated[int, NOT_NEGATIVE] = 5000,
     labels: Literal["fine", "coarse"] = "fine",
 ) -> ArrayDataset:
     """CIFAR-100: 32x32 colour images, 50,000 to train on (of which val is held out) and 10,000 to test.

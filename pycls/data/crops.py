@@ -42,7 +42,7 @@ def train_cut(height: int, width: int, seed: int, epoch: int, index: int, hflip:
     """A random cut of an image of this height and width, in pixels, flipped half of the time if ``hflip``."""
     left, top, w, h = crop_box(height, width, seed, epoch, index)
     part = (left, top, left + w, top + h)
-    return Cut(part, part, hflip and bool(rng.hash_word(seed, epoch, index, rng.FLIP) >> 63), finest=1.0)
+    return Cut(part, part, hflip and bool(rng.hash_word(seed, epoch, index, rng.FLIP) >> 63))
 
 
 def eval_cut(height: int, width: int, size: int, resize: int) -> Cut:
@@ -52,4 +52,4 @@ def eval_cut(height: int, width: int, size: int, resize: int) -> Cut:
     top, left = round((new_h - size) / 2), round((new_w - size) / 2)
     fx, fy = width / new_w, height / new_h
     box = (left * fx, top * fy, (left + size) * fx, (top + size) * fy)
-    return Cut(box, (0, 0, width, height), flip=False, finest=2.0)
+    return Cut(box, (0, 0, width, height), flip=False)

@@ -14,14 +14,11 @@ class Cut:
         box: left, top, right, bottom of the part that fills the square.
         clip: the same of the part that may be looked at: the antialiasing filter reaches beyond the box, but not beyond this.
         flip: whether the square is then turned left to right.
-        finest: a decoder may decode the image at a half, a quarter or an eighth if the box has then still so many times the
-            square's pixels a side. 1 is quick; from 2 on the result is as from the whole image within a grey level.
     """
 
     box: tuple[float, float, float, float]
     clip: tuple[int, int, int, int]
     flip: bool
-    finest: float
 
 
 def cut_array(image: np.ndarray, cut: Cut, size: int) -> np.ndarray:

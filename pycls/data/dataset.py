@@ -1,7 +1,6 @@
 """What a data set is, how a held-out part is cut from it, and where the files of all sets lie."""
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pycls import class_names
 from pycls.data import rng
 from pycls.data.decoding import decode
+from pycls.data.places import path_under
 from pycls.errors import InputError
 
 AnyDataset = TypeVar("AnyDataset", bound="Dataset")
 Split = Literal["train", "val", "trainval", "test"]
+
+SHOWN = 5
+"""Classes that a message names before it counts the rest."""
 
 # The held-out parts are a function of the data set alone, never of RNG_SEED: validation numbers of any two runs
 # compare.
@@ -101,6 +105,11 @@ class FileDataset(Dataset, ABC):
     def load(self, index: int) -> np.ndarray:
         """Image ``index``, decoded: uint8 ``[H, W, C]`` of any size. Raises what the decoder raises."""
 
+    def places(self) -> tuple[list[bytes], np.ndarray | None] | None:
+        """The file of each image, and where in it the image starts (int64 ``[N]``; None where each has its own file); None for
+        a set that does not tell."""
+        return None
+
     def describe(self, index: int) -> str:
         """How an error message names image ``index``: its file, where there is one."""
         return f"image {index} of {self.name}"
@@ -162,34 +171,72 @@ def check_split(split: str, name: str) -> None:
         raise InputError(f"{name} has no split {split!r}; there are: train, val, trainval, test")
 
 
-def with_classes(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
-    """The data set, its labels numbered as the classes ``names`` are, which may be more than its own.
+def with_classes(dataset: AnyDataset, names: Sequence[str], whose: str, by_position: bool = False) -> tuple[AnyDataset, str]:
+    """The data set, its labels numbered as the classes ``names`` are, which may be more than its own. It is changed.
 
-    Classes are the same by their names, or by a WordNet id that a name begins with. Where no name is shared numbers are taken
-    as they are; where only some are, :class:`InputError` is raised. The data set is changed.
+    Args:
+        dataset: to be tested on.
+        names: of a model's classes, in the order of its outputs.
+        whose: what names them, for messages.
+        by_position: whether class k is taken to be the model's class k, whatever the two are called.
+
+    Returns:
+        The data set, and what a line of the log should say of its classes; empty if they are the same in the same order.
+
+    Raises:
+        InputError: it has a class that the model has not.
     """
-    if list(dataset.class_names) == list(names):
-        return dataset
-    place = {_identity(name): number for number, name in enumerate(names)}
-    places = [place.get(_identity(name)) for name in dataset.class_names]
-    unknown = [name for name, number in zip(dataset.class_names, places, strict=True) if number is None]
-    if len(unknown) == len(places):
-        return dataset
-    if unknown:
-        raise InputError(f"{dataset.name} has the class {unknown[0]!r}, which is none of the {len(names)} classes trained on")
-    dataset.labels = torch.tensor(places)[dataset.labels]
+    own = list(dataset.class_names)
+    if own == list(names):
+        return dataset, ""
+    if by_position:
+        if len(own) > len(names):
+            raise InputError(f"TEST.MATCH_CLASSES position: {dataset.name} has {len(own)} classes, {whose} only {len(names)}")
+        said = f"its {len(own)} classes are taken by position ({own[0]!r} for {names[0]!r}), as TEST.MATCH_CLASSES asks for"
+    else:
+        places = _places_of_all(dataset, names, whose)
+        dataset.labels = torch.where(dataset.labels < 0, dataset.labels, torch.tensor(places)[dataset.labels])
+        said = f"its {len(own)} classes are found by their names among the {len(names)} of {whose}"
+        if len(own) == len(names):
+            said = f"its {len(own)} classes are those of {whose} in another order, and are matched by their names"
     dataset.class_names, dataset.superclass = list(names), None
-    return dataset
+    return dataset, said
 
 
-def _identity(name: str) -> str:
-    return name.split()[0] if re.match(r"n\d{8}\b", name) else name
+def _places_of_all(dataset: Dataset, names: Sequence[str], whose: str) -> list[int]:
+    own = dataset.class_names
+    places = class_names.places(own, names)
+    unknown = [name for name, place in zip(own, places, strict=True) if place is None]
+    hint = f"{class_names.near_miss(unknown, names)}; TEST.MATCH_CLASSES position takes class k to be class k instead"
+    if len(unknown) == len(own):
+        raise InputError(f"{dataset.name}: none of its {len(own)} classes ({class_names.shown(own)}) is one of the "
+                         f"{len(names)} of {whose} ({class_names.shown(names)}){hint}")  # fmt: skip
+    if unknown:
+        raise InputError(f"{dataset.name} has the class {unknown[0]!r}, which is not one of the {len(names)} classes of "
+                         f"{whose}, or not the only one of that name{hint}")  # fmt: skip
+    return [place for place in places if place is not None]
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Images of each class, int64 ``[K]``. Raises :class:`InputError` for a label that is K or more."""
     check_num_classes(labels, num_classes, "the data set")
     return torch.bincount(labels[labels >= 0], minlength=num_classes)
+
+
+def absent_classes(counts: Tensor, names: Sequence[str]) -> str:
+    """A warning of one line that names the classes without training images; empty where there are none.
+
+    Args:
+        counts: training images of each class, int64 ``[K]``.
+        names: of the first classes, or of all.
+    """
+    absent = (counts == 0).nonzero()[:, 0].tolist()
+    if not absent:
+        return ""
+    shown = [str(k) if k >= len(names) or names[k] == str(k) else f"{k} ({names[k]})" for k in absent[:SHOWN]]
+    more = f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else ""
+    return (f"{len(absent):,} of {len(counts):,} classes {'has' if len(absent) == 1 else 'have'} no training images: "
+            f"{', '.join(shown)}{more}; labels count from 0")  # fmt: skip
 
 
 def check_num_classes(labels: Tensor, num_classes: int, name: str) -> None:
@@ -204,5 +251,8 @@ def check_num_classes(labels: Tensor, num_classes: int, name: str) -> None:
 
 
 def resolve_root(root: str | os.PathLike[str] = "") -> Path:
-    """The folder that holds the data sets: ``root`` if given, else ``$PYCLS_DATA``, else ``./data``."""
-    return Path(os.fspath(root) or os.environ.get("PYCLS_DATA") or "data").expanduser()
+    """The folder that holds the data sets: ``root`` if given, else ``$PYCLS_DATA``, else ``./data``.
+
+    Raises :class:`InputError` for an address such as s3://....
+    """
+    return path_under(Path(), os.fspath(root) or os.environ.get("PYCLS_DATA") or "data", "DATA.ROOT or $PYCLS_DATA")

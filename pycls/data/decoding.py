@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pycls.data.cut import Cut, cut_array
+from pycls.data.modes import eight_bit
 from pycls.data.native import JpegCutter
 
 EXIF_ORIENTATION = 0x0112
@@ -24,34 +25,31 @@ TURNS = {
 
 
 def decode(data: bytes) -> np.ndarray:
-    """An image file: uint8 ``[H, W, 3]``, turned as its EXIF orientation says, of any format and mode that Pillow reads.
+    """An image file: uint8 ``[H, W, 3]``, upright, of any format and mode that :func:`~pycls.data.modes.eight_bit` takes.
 
-    Transparency is dropped; 16-bit grey keeps its upper 8 bits. Raises what Pillow raises for a damaged file.
+    Raises what that raises.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged EXIF, of large images: a line a file, in every loading process
         with Image.open(io.BytesIO(data)) as file:
-            return _upright_rgb(file)
+            return np.asarray(upright(file).convert("RGB"))
 
 
-def turned(image: Image.Image, original: Image.Image) -> Image.Image:
-    """The image, upright by the EXIF orientation of the one it was made from."""
-    turn = TURNS.get(orientation_of(original))
+def upright(file: Image.Image) -> Image.Image:
+    """An opened file -> its image, of mode L or RGB, turned as its EXIF or XMP says.
+
+    Pillow turns a TIFF when it loads it, and takes the orientation out of its EXIF then: it is therefore read afterwards.
+    """
+    image = eight_bit(file)
+    turn = TURNS.get(orientation_of(file))
     return image if turn is None else image.transpose(turn)
 
 
-def _upright_rgb(image: Image.Image) -> np.ndarray:
-    image = turned(image, image)
-    if image.mode.startswith("I"):
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
 def orientation_of(image: Image.Image) -> int:
-    """What EXIF says; 1, upright, where it says nothing or cannot be read."""
+    """What EXIF says, or XMP where it says nothing; 1, upright, where neither does or EXIF cannot be read.
+
+    Of a file that is not a TIFF before and after it is loaded the same.
+    """
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF raises nearly anything, and is no reason to lose the image
@@ -65,10 +63,11 @@ def decode_cut(data: bytes, place: Callable[[int, int], Cut], size: int, cutter:
         data: the file.
         place: height and width of the image -> the cut.
         size: side of the result, in pixels.
-        cutter: decodes of a JPEG what the cut needs; None for Pillow, which gives the same within a grey level or so.
+        cutter: decodes of a JPEG what the cut needs; None for Pillow, which gives the same within a grey level on average.
     """
-    shape = cutter.shape(data) if cutter is not None else None
-    if cutter is None or shape is None:
-        image = decode(data)
-        return cut_array(image, place(*image.shape[:2]), size)
-    return cutter.cut(data, place(*shape), size)
+    if cutter is not None and (shape := cutter.shape(data)) is not None:
+        square = cutter.cut(data, place(*shape), size)
+        if square is not None:
+            return square
+    image = decode(data)
+    return cut_array(image, place(*image.shape[:2]), size)

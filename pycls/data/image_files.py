@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pycls.data.dataset import EncodedDataset
+from pycls.data.text_files import read_text
 from pycls.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -34,8 +35,6 @@ class ImageFiles(EncodedDataset):
     def __init__(
         self, name: str, base: Path, paths: np.ndarray, labels: np.ndarray, class_names: Sequence[str], im_size: int
     ) -> None:
-        if im_size < 1:
-            raise InputError(f"{name}: IM_SIZE must be 1 or more, not {im_size}")
         self._base, self._paths = os.fsencode(base), paths
         super().__init__(
             name=name,
@@ -53,6 +52,10 @@ class ImageFiles(EncodedDataset):
         """The image's file."""
         return os.fsdecode(os.path.join(self._base, bytes(self._paths[index])))
 
+    def places(self) -> tuple[list[bytes], None]:
+        """The images' files."""
+        return [os.path.join(self._base, path) for path in self._paths.tolist()], None
+
     def read(self, index: int) -> bytes:
         """The bytes of image ``index``."""
         with open(os.path.join(self._base, bytes(self._paths[index])), "rb") as file:
@@ -64,10 +67,7 @@ def read_classes(path: Path) -> dict[str, str]:
 
     ``LOC_synset_mapping.txt`` and ``synset_words.txt`` of ImageNet are such files. Raises :class:`InputError`.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the file of classes {path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    lines = [line.strip() for line in read_text(path, f"the file of classes {path}").splitlines() if line.strip()]
     names = {line.split()[0]: " ".join(line.split()) for line in lines}
     if len(names) < len(lines):
         folders = [line.split()[0] for line in lines]
@@ -78,7 +78,7 @@ def read_classes(path: Path) -> dict[str, str]:
     return names
 
 
-def check_files(base: Path, paths: np.ndarray, source: str) -> None:
+def check_files(base: Path, paths: np.ndarray, source: str, folder_option: str) -> None:
     """Raises :class:`InputError` where files of a list are not there: all are looked for, of a long list a part."""
     looked_at = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), CHECKED_FILES)).astype(np.int64))
     folder = os.fsencode(base)
@@ -88,5 +88,5 @@ def check_files(base: Path, paths: np.ndarray, source: str) -> None:
         first = os.fsdecode(os.path.join(folder, bytes(paths[missing[0]])))
         raise InputError(
             f"{source}: there is no file {first}; {share} of {len(looked_at):,} files looked for are missing: "
-            "the paths of a list are relative to FOLDER, which is relative to DATA.ROOT"
+            f"the paths of a list are relative to {folder_option}, which is relative to DATA.ROOT"
         )

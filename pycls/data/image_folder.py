@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,7 +10,10 @@ import torch
 from pycls.data.dataset import MissingSplit, Split, check_split, resolve_root, select_split
 from pycls.data.file_index import list_classes, list_images
 from pycls.data.image_files import EXTENSIONS, ImageFiles, read_classes
+from pycls.data.places import path_under
+from pycls.data.same_images import refuse_same_folders
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 
@@ -18,7 +22,7 @@ class ImageFolder(ImageFiles):
     """Images under ``train/<class>/``, ``val/<class>/`` and ``test/<class>/``; classes in the order of their names.
 
     Where there is no ``val``, a part of ``train`` is held out, the same in every run. A folder without ``train`` can be
-    evaluated: its classes are then its own.
+    evaluated: its classes are then its own. An image in two parts or classes, by whatever link, is refused.
 
     Args:
         root: folder of the data sets.
@@ -31,14 +35,21 @@ class ImageFolder(ImageFiles):
     """
 
     def __init__(
-        self, root: str, split: Split, folder: str = "", im_size: int = 224, val_size: int = 0, classes: str = ""
+        self,
+        root: str,
+        split: Split,
+        folder: str = "",
+        im_size: Annotated[int, COUNT] = 224,
+        val_size: Annotated[int, NOT_NEGATIVE] = 0,
+        classes: str = "",
     ) -> None:
         check_split(split, "image_folder")
-        base = resolve_root(root) / Path(folder).expanduser()
+        base = path_under(resolve_root(root), folder, "IMAGE_FOLDER.FOLDER")
         if split == "test" and not (base / "test").is_dir():
             raise MissingSplit(f"image_folder: there is no folder {base / 'test'}; evaluate on val instead")
-        names = read_classes(base / classes) if classes else _names_of_folders(base, split)
+        names = read_classes(path_under(base, classes, "IMAGE_FOLDER.CLASSES")) if classes else _names_of_folders(base, split)
         source, has_val = base / (classes or "train"), (base / "val").is_dir()
+        refuse_same_folders(base, {"train": not has_val, "val": True, "test": True})
         if split == "test" or (split == "val" and has_val):
             paths, labels = labelled_images(base, split, names, source)
         else:

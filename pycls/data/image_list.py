@@ -1,7 +1,9 @@
 """Photographs that a list names, ``path label`` a line or CSV."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,7 +11,10 @@ import torch
 from pycls.data.dataset import MissingSplit, Split, check_split, resolve_root, select_split
 from pycls.data.image_files import ImageFiles, check_files, read_classes
 from pycls.data.lists import ImageList, class_names, numbered, read_list
+from pycls.data.places import local_path, path_under
+from pycls.data.same_images import Part, refuse_same_images
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 
@@ -22,12 +27,16 @@ class Lists:
         folder: what their paths are relative to.
         classes: a file of class names, or None.
         columns: headers of the columns of paths and of labels, in CSV.
+        options: train, val, test -> the full name of the option that says where the list is.
+        folder_option: the full name of the option that says where the folder is.
     """
 
     files: dict[str, Path]
     folder: Path
     classes: Path | None = None
     columns: tuple[str, str] = ("path", "label")
+    options: Mapping[str, str] = field(default_factory=dict)
+    folder_option: str = "FOLDER"
 
 
 class ListedImages(ImageFiles):
@@ -43,12 +52,12 @@ class ListedImages(ImageFiles):
 
     def __init__(self, name: str, lists: Lists, split: str, im_size: int, val_size: int = 0) -> None:
         check_split(split, name)
-        found = {part: read_list(lists.files[part], *lists.columns) for part in _needed(name, lists.files, split)}
+        found = _read(lists, _needed(name, lists.files, split))
         names = _names(found, lists.classes)
-        paths, labels = _part(found, split, names, val_size, "val" in lists.files)
-        source = str(found[split if split in found else "train"].source)
-        check_files(lists.folder, paths, source)
-        super().__init__(f"{name} {source}", lists.folder, paths, labels, names, im_size)
+        paths, labels = _part(found, split, names, val_size, lists)
+        own = found[split if split in found else "train"]
+        check_files(lists.folder, paths, own.name, lists.folder_option)
+        super().__init__(f"{name} {own.source}", lists.folder, paths, labels, names, im_size)
 
 
 @DATASETS.register("image_list")
@@ -59,15 +68,16 @@ def image_list(
     val: str = "",
     test: str = "",
     folder: str = "",
-    im_size: int = 224,
-    val_size: int = 0,
+    im_size: Annotated[int, COUNT] = 224,
+    val_size: Annotated[int, NOT_NEGATIVE] = 0,
     classes: str = "",
     path_column: str = "path",
     label_column: str = "label",
 ) -> ListedImages:
     """Images that lists name, a path and a label on each line; one that ends in .csv or .tsv has a header.
 
-    Labels are numbers from 0 on, in CSV also names. Without a list train the others can be evaluated.
+    Labels are numbers from 0 on, in CSV also names. Without a list train the others can be evaluated. Lists that share images,
+    an image with two labels, and one that is twice in a list that is tested on or held out from, are refused.
 
     Args:
         root: folder of the data sets.
@@ -83,15 +93,17 @@ def image_list(
         path_column: header of the column of paths, in CSV.
         label_column: header of the column of labels, in CSV.
     """
-    top = resolve_root(root)
-    files = {part: top / Path(name).expanduser() for part, name in (("train", train), ("val", val), ("test", test)) if name}
-    words = top / Path(classes).expanduser() if classes else None
-    lists = Lists(files, top / Path(folder).expanduser(), words, (path_column, label_column))
+    top, given = resolve_root(root), {"train": train, "val": val, "test": test}
+    options = {part: f"IMAGE_LIST.{part.upper()}" for part in given}
+    files = {part: local_path(top, name, options[part]) for part, name in given.items() if name}
+    words = path_under(top, classes, "IMAGE_LIST.CLASSES") if classes else None
+    images = path_under(top, folder, "IMAGE_LIST.FOLDER")
+    lists = Lists(files, images, words, (path_column, label_column), options, "IMAGE_LIST.FOLDER")
     return ListedImages("image_list", lists, split, im_size, val_size)
 
 
 def _needed(name: str, files: dict[str, Path], split: str) -> list[str]:
-    """The lists that a split is made of, and train's, which has the classes."""
+    """The lists that a split is made of; train's, which has the classes; and val's beside test's, to compare them."""
     section = name.upper()
     if split == "test" and "test" not in files:
         raise MissingSplit(f"{name}: there is no list {section}.TEST; evaluate on val instead")
@@ -99,7 +111,18 @@ def _needed(name: str, files: dict[str, Path], split: str) -> list[str]:
         raise InputError(f"{name}: name the list of training images with {section}.TRAIN")
     own = {"train": ["train"], "val": ["val"], "trainval": ["train", "val"], "test": ["test"]}[split]
     alone = split in ("val", "test") and split in files  # the training list need not be there
+    if split == "test" and "val" in files and files["val"].is_file():
+        own.append("val")
     return [part for part in files if part in own or (part == "train" and (files[part].is_file() or not alone))]
+
+
+def _read(lists: Lists, needed: list[str]) -> dict[str, ImageList]:
+    """Train's first: where its labels are names, numbers in the others are names too."""
+    found: dict[str, ImageList] = {}
+    for part in sorted(needed, key=("train", "val", "test").index):
+        named = "train" in found and found["train"].named
+        found[part] = read_list(lists.files[part], *lists.columns, lists.options.get(part, ""), named)
+    return found
 
 
 def _names(lists: dict[str, ImageList], classes: Path | None) -> list[str]:
@@ -111,29 +134,19 @@ def _names(lists: dict[str, ImageList], classes: Path | None) -> list[str]:
 
 
 def _part(
-    lists: dict[str, ImageList], split: str, names: list[str], val_size: int, has_val: bool
+    found: dict[str, ImageList], split: str, names: list[str], val_size: int, lists: Lists
 ) -> tuple[np.ndarray, np.ndarray]:
-    training = str(lists["train"].source) if "train" in lists else "the file of classes"
-    labels = {part: numbered(found, names, training) for part, found in lists.items()}
-    _refuse_shared(lists)
-    if split in ("val", "test") and split in lists:
-        return lists[split].paths, labels[split]
+    training, has_val = found["train"].name if "train" in found else "the file of classes", "val" in lists.files
+    labels = {part: numbered(own, names, training) for part, own in found.items()}
+    refuse_same_images([Part(own.name, lists.folder, own.paths, own.labels, part != "train" or not has_val, own.where)
+                        for part, own in found.items()])  # fmt: skip
+    if split in ("val", "test") and split in found:
+        return found[split].paths, labels[split]
     if split == "trainval" and has_val:
-        return (np.concatenate([lists[part].paths for part in ("train", "val")]),
+        return (np.concatenate([found[part].paths for part in ("train", "val")]),
                 np.concatenate([labels[part] for part in ("train", "val")]))  # fmt: skip
-    paths, own = lists["train"].paths, labels["train"]
+    paths, own = found["train"].paths, labels["train"]
     if has_val:
         return paths, own
     ids = select_split(torch.from_numpy(own), split, val_size or max(1, len(own) // 10))
     return (paths, own) if ids is None else (paths[ids.numpy()], own[ids.numpy()])
-
-
-def _refuse_shared(lists: dict[str, ImageList]) -> None:
-    """A list given for another, or images in two of them, would make every figure wrong."""
-    for part, found in lists.items():
-        if part == "train" or "train" not in lists:
-            continue
-        shared = np.intersect1d(lists["train"].paths, found.paths)
-        if len(shared):
-            raise InputError(f"{found.source} and {lists['train'].source} share {len(shared):,} images, such as "
-                             f"{bytes(shared[0]).decode(errors='replace')}")  # fmt: skip

@@ -5,7 +5,7 @@ the files that come with the images; its folder, the WordNet id, is the first wo
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from pycls.data.dataset import MissingSplit, Split, check_split, resolve_root
 from pycls.data.file_index import list_classes
 from pycls.data.image_files import ImageFiles, read_classes
 from pycls.data.image_folder import labelled_images
+from pycls.data.places import path_under
+from pycls.data.same_images import refuse_same_folders
 from pycls.data.subset import hold_out_per_class
 from pycls.errors import InputError
+from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 NAMES = ("LOC_synset_mapping.txt", "synset_words.txt")
@@ -45,15 +48,14 @@ class ImageNet(ImageFiles):
         root: str,
         split: Split,
         folder: str = "imagenet",
-        im_size: int = 224,
-        val_per_class: int = 0,
+        im_size: Annotated[int, COUNT] = 224,
+        val_per_class: Annotated[int, NOT_NEGATIVE] = 0,
         class_order: Literal["wnid", "devkit"] = "wnid",
     ) -> None:
         check_split(split, "imagenet")
-        if val_per_class < 0:
-            raise InputError(f"IMAGENET.VAL_PER_CLASS must be 0 or more, not {val_per_class}")
-        base = resolve_root(root) / Path(folder).expanduser()
+        base = path_under(resolve_root(root), folder, "IMAGENET.FOLDER")
         names = _class_names(base, class_order)
+        refuse_same_folders(base, {"train": val_per_class > 0, "val": True})
         if split == "test" and not val_per_class:
             raise MissingSplit("imagenet: the labels of the test images are not public; evaluate on val instead")
         if split == "test" or (split == "val" and not val_per_class):

@@ -1,12 +1,16 @@
 /* A square cut out of a JPEG, resized: no more is decoded than the cut needs.
  *
  * libjpeg-turbo leaves out blocks left and right of the cut (jpeg_crop_scanline), the colour conversion and inverse DCT of
- * the lines above it (jpeg_skip_scanlines), and everything below. A cut much larger than what is wanted is decoded at a half,
- * a quarter or an eighth (scaled inverse DCT). The rest is bilinear resizing with antialiasing, in Pillow's definition: a
- * triangle filter whose support grows with the scale, weights that sum to 1.
+ * the lines above it (jpeg_skip_scanlines), and everything below. The rest is bilinear resizing with antialiasing, in Pillow's
+ * definition: a triangle filter whose support grows with the scale, weights that sum to 1. The scaled inverse DCT is not used:
+ * it keeps other frequencies, up to ten grey levels on average, and saves little, for most of the time is Huffman decoding.
+ *
+ * Only kinds of files for which libjpeg-turbo does all this exactly are decoded here; whatever else there is, and every file
+ * that it warns of, is left to Pillow.
  *
  * Compiled and called by pycls/data/native.py. Thread-safe; holds no state.
  */
+#define _GNU_SOURCE /* memmem */
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -14,26 +18,26 @@
 #include <stdlib.h>
 #include <string.h>
 #include <jpeglib.h>
-#include <jerror.h>
 
-enum { DONE, NOT_HERE, DAMAGED, NO_MEMORY }; /* NOT_HERE: something that this file leaves to Pillow */
+enum { DONE, NOT_HERE }; /* NOT_HERE: left to Pillow */
 
 #define CHROMA_MARGIN 2 /* columns beside the cut that smooth chroma upsampling looks at */
 
 struct errors {
     struct jpeg_error_mgr base;
     jmp_buf leave;
-    char text[JMSG_LENGTH_MAX];
 };
 
-static void fail(j_common_ptr info) {
-    struct errors *errors = (struct errors *)info->err;
-    info->err->format_message(info, errors->text);
-    longjmp(errors->leave, 1);
+static void leave(j_common_ptr info) { longjmp(((struct errors *)info->err)->leave, 1); }
+
+static void note(j_common_ptr info, int level) { /* versions of libjpeg differ in what they make of damage */
+    if (level < 0) leave(info);
 }
 
-static void note(j_common_ptr info, int level) { /* the end of the data before the end of the image is a failure */
-    if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF) fail(info);
+static void make_errors(struct jpeg_decompress_struct *jpeg, struct errors *errors) {
+    jpeg->err = jpeg_std_error(&errors->base);
+    errors->base.error_exit = leave;
+    errors->base.emit_message = note;
 }
 
 static void open_jpeg(struct jpeg_decompress_struct *jpeg, const uint8_t *data, size_t size) {
@@ -49,48 +53,90 @@ static uint32_t word(const uint8_t *p, int bytes, int little) {
     return value;
 }
 
-/* The EXIF orientation, 1..8; 1 where there is none, 0 where it cannot be told. */
-static int orientation(const struct jpeg_decompress_struct *jpeg) {
+enum { UPRIGHT, SAYS_NOTHING, PERHAPS_TURNED };
+
+/* What an EXIF segment says of the orientation: PERHAPS_TURNED is also for one that is damaged or unusual. */
+static int exif_orientation(const uint8_t *tiff, uint32_t size) {
+    if (size < 10 || (memcmp(tiff, "II*\0", 4) && memcmp(tiff, "MM\0*", 4))) return PERHAPS_TURNED;
+    int little = tiff[0] == 'I', said = SAYS_NOTHING;
+    uint32_t at = word(tiff + 4, 4, little);
+    if (at > size - 2) return PERHAPS_TURNED;
+    uint32_t entries = word(tiff + at, 2, little);
+    for (uint32_t i = 0; i < entries; i++) {
+        uint64_t place = (uint64_t)at + 2 + 12 * (uint64_t)i;
+        if (place + 12 > size) return PERHAPS_TURNED;
+        if (word(tiff + place, 2, little) != 0x0112) continue;
+        uint32_t type = word(tiff + place + 2, 2, little), count = word(tiff + place + 4, 4, little);
+        uint32_t value = word(tiff + place + 8, 2, little);
+        if (type != 3 || count != 1 || (value >= 2 && value <= 8)) return PERHAPS_TURNED;
+        said = UPRIGHT;
+    }
+    return said;
+}
+
+/* Whether the image is surely stored upright. Where EXIF says nothing, XMP may. */
+static int is_upright(const struct jpeg_decompress_struct *jpeg) {
+    int said = SAYS_NOTHING, exifs = 0, xmp = 0;
     for (jpeg_saved_marker_ptr m = jpeg->marker_list; m; m = m->next) {
-        if (m->data_length < 14 || memcmp(m->data, "Exif\0\0", 6)) continue;
-        const uint8_t *tiff = m->data + 6;
-        uint32_t size = m->data_length - 6;
-        int little = tiff[0] == 'I';
-        uint32_t at = word(tiff + 4, 4, little);
-        if (at > size - 2 || size < 2) return 0;
-        uint32_t entries = word(tiff + at, 2, little);
-        for (uint32_t i = 0; i < entries; i++) {
-            uint64_t place = (uint64_t)at + 2 + 12 * (uint64_t)i;
-            if (place + 12 > size) return 0;
-            if (word(tiff + place, 2, little) == 0x0112) {
-                uint32_t value = word(tiff + place + 8, 2, little);
-                return value >= 1 && value <= 8 ? (int)value : 1;
-            }
+        if (m->data_length >= 6 && !memcmp(m->data, "Exif\0\0", 6)) {
+            said = exif_orientation(m->data + 6, m->data_length - 6);
+            exifs++;
+        } else if (memmem(m->data, m->data_length, "tiff:Orientation", 16)) {
+            xmp = 1;
         }
     }
+    return exifs <= 1 && said != PERHAPS_TURNED && (said == UPRIGHT || !xmp);
+}
+
+/* Huffman-coded baseline or progressive, and neither lossless nor arithmetic-coded, which some libjpegs read as well. */
+static int is_usual_frame(const uint8_t *data, size_t size) {
+    for (size_t at = 2; at + 4 <= size && data[at] == 0xFF; at += 2 + (size_t)word(data + at + 2, 2, 0)) {
+        int marker = data[at + 1];
+        if (marker < 0xC0 || (marker >= 0xD0 && marker <= 0xD9) || marker == 0xFF) return 0; /* no length follows */
+        if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC)
+            return marker == 0xC0 || marker == 0xC2;
+    }
+    return 0;
+}
+
+/* Grey, 4:4:4, 4:2:2 and 4:2:0. For others the versions of libjpeg-turbo have different pixels, also where they crop. */
+static int has_usual_factors(const struct jpeg_decompress_struct *jpeg) {
+    const jpeg_component_info *c = jpeg->comp_info;
+    for (int i = 1; i < jpeg->num_components; i++)
+        if (c[i].h_samp_factor != 1 || c[i].v_samp_factor != 1) return 0;
+    if (jpeg->jpeg_color_space == JCS_GRAYSCALE)
+        return jpeg->num_components == 1 && c->h_samp_factor == 1 && c->v_samp_factor == 1;
+    return jpeg->jpeg_color_space == JCS_YCbCr && jpeg->num_components == 3 && c->h_samp_factor <= 2 &&
+           c->v_samp_factor <= c->h_samp_factor;
+}
+
+static int is_ours(struct jpeg_decompress_struct *jpeg, const uint8_t *data, size_t size) {
+    return is_usual_frame(data, size) && jpeg->data_precision == 8 && has_usual_factors(jpeg) &&
+           (jpeg->progressive_mode || !jpeg_has_multiple_scans(jpeg)) && is_upright(jpeg);
+}
+
+/* Whether all scans of a progressive image are there: what is missing is smoothed over, by each version in its own way. */
+static int is_complete(const struct jpeg_decompress_struct *jpeg) {
+    if (!jpeg->progressive_mode) return 1;
+    for (int i = 0; i < jpeg->num_components; i++)
+        for (int k = 0; k < DCTSIZE2; k++)
+            if (jpeg->coef_bits[i][k] != 0) return 0;
     return 1;
 }
 
-static int is_ours(const struct jpeg_decompress_struct *jpeg) {
-    return jpeg->data_precision == 8 && (jpeg->jpeg_color_space == JCS_YCbCr || jpeg->jpeg_color_space == JCS_GRAYSCALE) &&
-           orientation(jpeg) == 1;
-}
-
-/* shape: width and height. message: at least 200 bytes. */
-int pycls_jpeg_shape(const uint8_t *data, size_t size, int32_t shape[2], char *message) {
+/* shape: width and height. */
+int pycls_jpeg_shape(const uint8_t *data, size_t size, int32_t shape[2]) {
     struct jpeg_decompress_struct jpeg;
     struct errors errors;
     if (size < 4 || data[size - 2] != 0xFF || data[size - 1] != 0xD9) return NOT_HERE; /* cut off, or something follows */
-    jpeg.err = jpeg_std_error(&errors.base);
-    errors.base.error_exit = fail;
-    errors.base.emit_message = note;
+    memset(&jpeg, 0, sizeof jpeg);
+    make_errors(&jpeg, &errors);
     if (setjmp(errors.leave)) {
-        strcpy(message, errors.text);
         jpeg_destroy_decompress(&jpeg);
-        return DAMAGED;
+        return NOT_HERE;
     }
     open_jpeg(&jpeg, data, size);
-    int ours = is_ours(&jpeg);
+    int ours = is_ours(&jpeg, data, size);
     shape[0] = (int32_t)jpeg.image_width;
     shape[1] = (int32_t)jpeg.image_height;
     jpeg_destroy_decompress(&jpeg);
@@ -176,23 +222,16 @@ struct work { /* what is to be given back, whichever way the work ends */
 };
 
 static int decode(struct work *w, const uint8_t *data, size_t bytes, const double box[4], const int32_t clip[4], int size,
-                  int flip, double finest, uint8_t *out) {
+                  int flip, uint8_t *out) {
     struct jpeg_decompress_struct *jpeg = &w->jpeg;
-    if (setjmp(w->errors.leave)) return DAMAGED;
+    if (setjmp(w->errors.leave)) return NOT_HERE;
     open_jpeg(jpeg, data, bytes);
-    double least = box[2] - box[0] < box[3] - box[1] ? box[2] - box[0] : box[3] - box[1];
-    jpeg->scale_num = jpeg->scale_denom = 1;
-    while (jpeg->scale_denom < 8 && least >= 2.0 * jpeg->scale_denom * finest * size) jpeg->scale_denom *= 2;
     jpeg->out_color_space = JCS_RGB;
     jpeg_start_decompress(jpeg);
-
-    double f = 1.0 / jpeg->scale_denom; /* a last column or line may stand for less than a whole one */
-    int right = (int)(clip[2] * f + 0.5), bottom = (int)(clip[3] * f + 0.5);
-    if (right > (int)jpeg->output_width || clip[2] == (int)jpeg->image_width) right = (int)jpeg->output_width;
-    if (bottom > (int)jpeg->output_height || clip[3] == (int)jpeg->image_height) bottom = (int)jpeg->output_height;
-    if (!make_taps(&w->columns, box[0] * f, box[2] * f, (int)(clip[0] * f + 0.5), right, size) ||
-        !make_taps(&w->rows, box[1] * f, box[3] * f, (int)(clip[1] * f + 0.5), bottom, size))
-        return NO_MEMORY;
+    if (!is_complete(jpeg)) return NOT_HERE;
+    if (!make_taps(&w->columns, box[0], box[2], clip[0], clip[2], size) ||
+        !make_taps(&w->rows, box[1], box[3], clip[1], clip[3], size))
+        return NOT_HERE;
     int first_x = w->columns.first[0], end_x = w->columns.first[size - 1] + w->columns.count[size - 1];
     int first_y = w->rows.first[0], end_y = w->rows.first[size - 1] + w->rows.count[size - 1];
     JDIMENSION x0 = (JDIMENSION)(first_x > CHROMA_MARGIN ? first_x - CHROMA_MARGIN : 0);
@@ -201,7 +240,7 @@ static int decode(struct work *w, const uint8_t *data, size_t bytes, const doubl
     size_t stride = (size_t)width * 3;
     w->lines = malloc(stride * (size_t)(end_y - first_y));
     w->row = malloc((stride + 4) * sizeof(float));
-    if (!w->lines || !w->row) return NO_MEMORY;
+    if (!w->lines || !w->row) return NOT_HERE;
     if (first_y > 0) jpeg_skip_scanlines(jpeg, (JDIMENSION)first_y);
     for (int y = 0; y < end_y - first_y;) {
         JSAMPROW line = w->lines + stride * (size_t)y;
@@ -213,16 +252,13 @@ static int decode(struct work *w, const uint8_t *data, size_t bytes, const doubl
 }
 
 /* box: left, top, right, bottom of what becomes size x size pixels, in pixels of the image. clip: what may be looked at, the
- * same way. finest: the image is decoded at a smaller scale if the box has then at least finest * size pixels a side. */
+ * same way, within the image. Only of files that have a shape. */
 int pycls_jpeg_cut(const uint8_t *data, size_t bytes, const double box[4], const int32_t clip[4], int32_t size, int32_t flip,
-                   double finest, uint8_t *out, char *message) {
+                   uint8_t *out) {
     struct work work;
     memset(&work, 0, sizeof work);
-    work.jpeg.err = jpeg_std_error(&work.errors.base);
-    work.errors.base.error_exit = fail;
-    work.errors.base.emit_message = note;
-    int ended = decode(&work, data, bytes, box, clip, size, flip, finest, out);
-    if (ended != DONE) strcpy(message, ended == NO_MEMORY ? "out of memory" : work.errors.text);
+    make_errors(&work.jpeg, &work.errors);
+    int ended = decode(&work, data, bytes, box, clip, size, flip, out);
     free(work.lines);
     free(work.row);
     free_taps(&work.columns);

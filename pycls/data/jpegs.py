@@ -18,6 +18,8 @@ from pycls.data.decoding import orientation_of
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 RGB_IDS = [ord(letter) for letter in "RGB"]
+FACTORS = ([(1, 1)], *([luma, (1, 1), (1, 1)] for luma in ((1, 1), (2, 1), (2, 2))))
+"""Sampling factors, horizontal and vertical, of each layer: grey, 4:4:4, 4:2:2, 4:2:0."""
 
 
 class Jpeg(NamedTuple):
@@ -71,7 +73,8 @@ def pack(jpegs: Mapping[int, tuple[Jpeg, Request]]) -> Jpegs:
 def for_device(data: bytes, place: Callable[[int, int], Cut], size: int) -> Jpeg | None:
     """The file as the device can take it; None for what a loading process had better decode.
 
-    That is whatever is no plain JPEG: of 8 bits, grey or YCbCr, one image that begins and ends as it should. And a cut that is
+    That is whatever is no plain JPEG: of 8 bits, grey or YCbCr in 4:4:4, 4:2:2 or 4:2:0, one image that begins and ends as it
+    should. And a cut that is
     not made well on a device (:func:`~pycls.data.cut_tensor.fits`).
 
     Args:
@@ -95,8 +98,11 @@ def for_device(data: bytes, place: Callable[[int, int], Cut], size: int) -> Jpeg
 
 
 def _is_plain(file: Image.Image) -> bool:
-    """Of the files that Pillow reads as JPEG, not several images in one, not CMYK, and not RGB stored as such."""
+    """Of the files that Pillow reads as JPEG, not several images in one, not CMYK, not RGB stored as such, and none of unusual
+    sampling factors, for which decoders have different pixels."""
     if not isinstance(file, JpegImageFile) or file.format != "JPEG":
+        return False
+    if [layer[1:3] for layer in file.layer] not in FACTORS:
         return False
     if file.mode == "RGB":
         return file.info.get("adobe_transform") != 0 and [layer[0] for layer in file.layer] != RGB_IDS

@@ -1,14 +1,24 @@
 """Reading lists of images: ``path label`` a line, or CSV."""
 
 import csv
+import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pycls.data.labels import read_labels
+from pycls.data.text_files import read_text
 from pycls.errors import InputError
+
+SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;"}
+"""Ending of a file of columns -> what may separate them, the likeliest first; which one does, the header shows."""
+
+Row = tuple[int, str, str]
+"""The line it begins on, a path and a label."""
 
 
 @dataclass(frozen=True)
@@ -19,81 +29,148 @@ class ImageList:
         source: the file.
         paths: of the images, bytes ``[N]``.
         labels: as written, ``[N]``: int64, or str where they are names.
+        lines: of the file, that the entries are on, int64 ``[N]``.
+        option: the full name of the option that names the file, for messages; may be empty.
     """
 
     source: Path
     paths: np.ndarray
     labels: np.ndarray
+    lines: np.ndarray
+    option: str = ""
 
     @property
     def named(self) -> bool:
         """Whether the labels are names."""
         return self.labels.dtype.kind == "U"
 
-    def line_of(self, index: int) -> int:
-        """The line of the file that entry ``index`` is on (of CSV with line breaks in a field: about)."""
-        first = 2 if self.source.suffix.lower() in SEPARATORS else 1
-        return index + first
+    @property
+    def name(self) -> str:
+        """What messages call the list: its option and file."""
+        return _called(self.source, self.option)
+
+    def where(self, index: int) -> str:
+        """The option, file and line of entry ``index``."""
+        return f"{self.name}:{self.lines[index]}"
 
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-
-
-def read_list(source: Path, path_column: str = "path", label_column: str = "label") -> ImageList:
+def read_list(
+    source: Path, path_column: str = "path", label_column: str = "label", option: str = "", named: bool = False
+) -> ImageList:
     """A list file: CSV (or TSV) with a header if it is called so, else lines of a path, white space, and a label.
 
+    Empty lines, and lines that begin with ``#`` and a blank, are left out.
+
     Args:
-        source: the file.
-        path_column: header of the paths in CSV.
+        source: the file, UTF-8.
+        path_column: header of the paths in CSV; capitals and blanks around it do not matter.
         label_column: header of the labels in CSV, numbers or names.
+        option: the full name of the option that names the file, for messages.
+        named: take numbers in CSV for names too, because the labels of the training list are names.
 
     Raises:
-        InputError: with the file and line.
+        InputError: with the option, file and line.
     """
-    separator = SEPARATORS.get(source.suffix.lower())
-    try:
-        with source.open(encoding="utf-8", newline="") as file:
-            if separator is None:
-                rows = [line.rsplit(maxsplit=1) for line in file.read().splitlines()]
-            else:
-                rows = _read_csv(source, csv.reader(file, delimiter=separator), (path_column, label_column))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"the list {source} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    while rows and not rows[-1]:
-        rows.pop()
-    first = 1 if separator is None else 2
+    name = _called(source, option)
+    text = read_text(source, f"{option}: the list {source}" if option else f"the list {source}")
+    columns = source.suffix.lower() in SEPARATORS
+    rows = list(_read_csv(source, text, name, (path_column, label_column), option) if columns else _read_lines(text, name))
     if not rows:
-        raise InputError(f"the list {source} is empty")
-    for number, row in enumerate(rows, first):
+        raise InputError(f"{name}: the list is empty")
+    lines = np.array([row[0] for row in rows], np.int64)
+    unnamed = next((line for line, path, _ in rows if not path), None)
+    if unnamed is not None:
+        raise InputError(f"{name}:{unnamed}: the path is empty")
+    labels = read_labels([row[2] for row in rows], lambda index: f"{name}:{lines[index]}", columns, named)
+    found = ImageList(source, np.array([os.fsencode(row[1]) for row in rows]), labels, lines, option)
+    _refuse_two_labels(found)
+    return found
+
+
+def _called(source: Path, option: str) -> str:
+    return f"{option}: {source}" if option else str(source)
+
+
+def _read_lines(text: str, name: str) -> Iterator[Row]:
+    for number, line in enumerate(re.split("\r\n|\n|\r", text), 1):
+        row = line.rsplit(maxsplit=1)
+        if not row or ("#" in line and _is_no_entry(line)):
+            continue
         if len(row) != 2:
-            raise InputError(f"{source}:{number}: expected a path and a label")
-    names = [row[1] for row in rows]
-    paths = np.array([os.fsencode(row[0].strip()) for row in rows])
-    return ImageList(source, paths, _labels(source, names, first, may_be_names=separator is not None))
+            hint = "; a list with commas, and a header, is called .csv" if "," in line else ""
+            raise InputError(f"{name}:{number}: expected a path and a label{hint}")
+        yield number, row[0].strip(), row[1]
 
 
-def _read_csv(source: Path, reader: Iterator[list[str]], columns: tuple[str, str]) -> list[list[str]]:
-    header: list[str] = next(reader, [])
-    for column in columns:
-        if column not in header:
-            raise InputError(f"{source}:1: there is no column {column!r}, only {', '.join(header) or 'nothing'}; name the "
-                             "columns with PATH_COLUMN and LABEL_COLUMN")  # fmt: skip
-    places = [header.index(column) for column in columns]
-    return [[row[place] for place in places] if len(row) > max(places) else row[:1] for row in reader]
+def _is_no_entry(line: str) -> bool:
+    return line.split(maxsplit=1)[:1] in ([], ["#"])
 
 
-def _labels(source: Path, texts: Sequence[str], first: int, may_be_names: bool) -> np.ndarray:
-    try:
-        labels = np.array(texts).astype(np.int64)
-    except (ValueError, OverflowError):
-        if may_be_names:
-            return np.array(texts)
-        number = next(i for i, text in enumerate(texts, first) if not text.lstrip("-").isdecimal())
-        raise InputError(f"{source}:{number}: the label {texts[number - first]!r} is no whole number") from None
-    if labels.min() < 0:
-        place = int(labels.argmin())
-        raise InputError(f"{source}:{first + place}: the label {labels[place]} is negative; labels count from 0")
-    return labels
+def _read_csv(source: Path, text: str, name: str, columns: tuple[str, str], option: str) -> Iterator[Row]:
+    lines = io.StringIO(text, newline="").readlines()
+    above = next((k for k, line in enumerate(lines) if not _is_no_entry(line)), 0)
+    separator, header, places = _header(source, lines[above] if lines else "", f"{name}:{above + 1}", columns, option)
+    end = above + 1
+    reader = csv.reader(iter(lines[end:]), delimiter=separator, skipinitialspace=True, strict=True)
+    while True:
+        begin = end + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{name}:{begin}: this is no CSV: {error}") from None
+        end = above + 1 + reader.line_num
+        if not "".join(row).strip() or row[0].split(maxsplit=1)[:1] == ["#"]:
+            continue
+        if len(row) <= max(places):
+            raise InputError(f"{name}:{begin}: expected a path and a label: there are {len(row)} of {len(header)} columns")
+        if any(cell.strip() for cell in row[len(header) :]):
+            raise InputError(f"{name}:{begin}: there are {len(row)} columns where the header has {len(header)}; a field that "
+                             f"holds {separator!r} is put in quotes")  # fmt: skip
+        path, label = (row[place].strip() for place in places)
+        if (_plain(path), _plain(label)) == tuple(_plain(header[place]) for place in places):
+            raise InputError(f"{name}:{begin}: this is the header once more")
+        yield begin, path, label
+
+
+def _header(source: Path, line: str, where: str, columns: tuple[str, str], option: str) -> tuple[str, list[str], list[int]]:
+    """The separator, the header's fields, and the places of the columns."""
+    if _plain(columns[0]) == _plain(columns[1]):
+        raise InputError(f"{where}: paths and labels are both to be in the column {columns[0]!r}")
+    separators = SEPARATORS[source.suffix.lower()]
+    headers = {s: next(csv.reader([line.rstrip("\r\n")], delimiter=s, skipinitialspace=True), []) for s in separators}
+    found = {s: [[k for k, field in enumerate(header) if _plain(field) == _plain(column)] for column in columns]
+             for s, header in headers.items()}  # fmt: skip
+    separator = max(separators, key=lambda s: (sum(map(bool, found[s])), len(headers[s])))  # the first of equals
+    header, section = headers[separator], option.rpartition(".")[0]
+    for column, places in zip(columns, found[separator], strict=True):
+        if not places:
+            there = ", ".join(field.strip() for field in header) or "nothing"
+            raise InputError(f"{where}: there is no column {column!r}, only {there}; name the columns with "
+                             f"{section + '.' if section else ''}PATH_COLUMN and LABEL_COLUMN")  # fmt: skip
+        if len(places) > 1:
+            raise InputError(f"{where}: there are {len(places)} columns {column!r}")
+    return separator, header, [places[0] for places in found[separator]]
+
+
+def _plain(text: str) -> str:
+    return text.strip().casefold()
+
+
+def _refuse_two_labels(found: ImageList) -> None:
+    first: dict[bytes, int] = {}
+    for index, path in enumerate(found.paths.tolist()):
+        plain = os.path.normpath(path) if b"./" in path or b"//" in path else path
+        earlier = first.setdefault(plain, index)
+        if earlier != index and found.labels[earlier] != found.labels[index]:
+            raise InputError(two_labels(found, earlier, index))
+
+
+def two_labels(found: ImageList, one: int, other: int) -> str:
+    """The message where two entries of a list are the same image with different labels."""
+    return (f"{found.where(one)} and line {found.lines[other]} give the image {os.fsdecode(found.paths[other])} two labels, "
+            f"{str(found.labels[one])!r} and {str(found.labels[other])!r}")  # fmt: skip
 
 
 def class_names(lists: ImageList) -> list[str]:
@@ -126,6 +203,6 @@ def numbered(lists: ImageList, names: Sequence[str], training: str) -> np.ndarra
         labels = lists.labels
     wrong = int((labels >= len(names)).argmax())
     if labels[wrong] >= len(names):
-        raise InputError(f"{lists.source}:{lists.line_of(wrong)}: the label {str(lists.labels[wrong])!r} is none of the "
+        raise InputError(f"{lists.where(wrong)}: the label {str(lists.labels[wrong])!r} is none of the "
                          f"{len(names)} classes of {training}")  # fmt: skip
     return labels

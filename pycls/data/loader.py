@@ -93,6 +93,8 @@ class TrainLoader:
         if batch_size % world_size:
             raise ValueError(f"the batch size {batch_size} is not divisible by the number of processes, {world_size}")
         self._sampler = sampler or InstanceSampler(len(dataset))
+        if repeats > len(dataset):
+            raise ValueError(f"REPEATS must be at most {len(dataset)}, the training images of {dataset.name}, not {repeats}")
         if repeats > 1:
             self._sampler = RepeatedSampler(self._sampler, len(dataset), repeats)
         _check_sizes(im_sizes)
@@ -106,7 +108,7 @@ class TrainLoader:
             device=torch.device(device),
             channels_last=channels_last,
             im_size=im_size or dataset.image_size,
-            crop_padding=dataset.crop_padding if crop_padding < 0 else crop_padding,
+            crop_padding=_padding(dataset, crop_padding),
             hflip=dataset.hflip if hflip is None else hflip,
             augmentation=augmentation or Augmentation(),
             im_sizes=im_sizes,
@@ -133,6 +135,13 @@ class TrainLoader:
         draws = self._sampler.draws(self._seed, epoch)[: len(self) * self._batch_size]
         shares = draws.view(len(self), self._batch_size)[start:, self._share]
         return self._source.batches(list(shares.contiguous()), epoch)
+
+
+def _padding(dataset: ArrayDataset | FileDataset, wanted: int) -> int:
+    """Pixels around an image; the data set's own for -1."""
+    if wanted >= dataset.image_size:
+        raise ValueError(f"CROP_PADDING must be below {dataset.image_size}, the side of an image, not {wanted}")
+    return dataset.crop_padding if wanted < 0 else wanted
 
 
 class EvalLoader:

@@ -80,6 +80,8 @@ def long_tail(
         if imbalance < 1:
             raise InputError(f"DATA.LONG_TAIL.IMBALANCE is the largest class over the smallest, 1 or more, not {imbalance}")
         return keep_profile(labels, exponential_profile(most, num_classes, imbalance), seed)
+    if largest > most:
+        raise InputError(f"DATA.LONG_TAIL.LARGEST must be at most {most}, the images of the largest class, not {largest}")
     first = largest or most
     if not 1 <= smallest < first:
         raise InputError(f"DATA.LONG_TAIL.SMALLEST must be 1..{first - 1}, below the largest class, not {smallest}")

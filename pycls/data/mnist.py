@@ -8,6 +8,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from pycls.data.dataset import ArrayDataset, Split, check_split, resolve_root, select_split
 from pycls.data.download import ensure_files, find_file
 from pycls.errors import InputError
+from pycls.ranges import NOT_NEGATIVE
 from pycls.registry import DATASETS
 
 FASHION_NAMES = (
@@ -85,7 +87,7 @@ def _idx_dataset(
 
 
 @DATASETS.register("mnist")
-def mnist(root: str, split: Split, download: bool = True, val_size: int = 5000) -> ArrayDataset:
+def mnist(root: str, split: Split, download: bool = True, val_size: Annotated[int, NOT_NEGATIVE] = 5000) -> ArrayDataset:
     """MNIST: 28x28 grey digits, 60,000 to train on (of which val is held out) and 10,000 to test.
 
     Args:
@@ -99,7 +101,9 @@ def mnist(root: str, split: Split, download: bool = True, val_size: int = 5000) 
 
 
 @DATASETS.register("fashion_mnist")
-def fashion_mnist(root: str, split: Split, download: bool = True, val_size: int = 5000) -> ArrayDataset:
+def fashion_mnist(
+    root: str, split: Split, download: bool = True, val_size: Annotated[int, NOT_NEGATIVE] = 5000
+) -> ArrayDataset:
     """Fashion-MNIST: 28x28 grey pictures of clothes, 60,000 to train on (of which val is held out), 10,000 to test.
 
     Args:

@@ -19,8 +19,7 @@ from pycls.runtime.native import Unfit, library
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("jpeg_cut.c")
-DONE, NOT_HERE = 0, 1
-_MESSAGE = 256
+DONE = 0
 
 
 class JpegCutter:
@@ -32,29 +31,33 @@ class JpegCutter:
 
     def __init__(self, compiled: ctypes.CDLL) -> None:
         self._shape, self._cut = compiled.pycls_jpeg_shape, compiled.pycls_jpeg_cut
-        self._shape.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p]
+        self._shape.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p]
         self._cut.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32,
-                              ctypes.c_int32, ctypes.c_double, ctypes.c_void_p, ctypes.c_char_p]  # fmt: skip
+                              ctypes.c_int32, ctypes.c_void_p]  # fmt: skip
 
     def shape(self, data: bytes) -> tuple[int, int] | None:
         """Height and width of a JPEG; None for a file that this library leaves to Pillow.
 
-        It does so with whatever is no JPEG of 8 bits in grey or YCbCr, is turned by EXIF, or does not end as it should.
-        Raises ``ValueError`` for a damaged one.
+        It does so with whatever is not surely decoded to Pillow's pixels. What it decodes is a JPEG of 8 bits, baseline or
+        progressive, grey or YCbCr in 4:4:4, 4:2:2 or 4:2:0, that is stored upright, ends as it should, gives no cause for a
+        warning, and is not larger than Pillow allows.
         """
-        found, message = (ctypes.c_int32 * 2)(), ctypes.create_string_buffer(_MESSAGE)
-        ended = self._shape(data, len(data), found, message)
-        if ended not in (DONE, NOT_HERE):
-            raise ValueError(message.value.decode(errors="replace"))
-        return (found[1], found[0]) if ended == DONE else None
+        found = (ctypes.c_int32 * 2)()
+        if self._shape(data, len(data), found) != DONE:
+            return None
+        most = Image.MAX_IMAGE_PIXELS
+        return None if most is not None and found[0] * found[1] > 2 * most else (found[1], found[0])
 
-    def cut(self, data: bytes, cut: Cut, size: int) -> np.ndarray:
-        """The cut of a JPEG that has a :meth:`shape`: uint8 ``[size, size, 3]``. Raises ``ValueError`` for a damaged one."""
-        out, message = np.empty((size, size, 3), np.uint8), ctypes.create_string_buffer(_MESSAGE)
+    def cut(self, data: bytes, cut: Cut, size: int) -> np.ndarray | None:
+        """The cut of a JPEG that has a :meth:`shape`: uint8 ``[size, size, 3]``; None where it turns out to be damaged or not
+        whole, and is left to Pillow.
+
+        The decoded pixels are Pillow's; the resized ones are Pillow's within two grey levels, for it rounds twice.
+        """
+        out = np.empty((size, size, 3), np.uint8)
         box, clip = (ctypes.c_double * 4)(*cut.box), (ctypes.c_int32 * 4)(*cut.clip)
-        if self._cut(data, len(data), box, clip, size, cut.flip, cut.finest, out.ctypes.data, message) != DONE:
-            raise ValueError(message.value.decode(errors="replace"))
-        return out
+        ended = self._cut(data, len(data), box, clip, size, cut.flip, out.ctypes.data)
+        return out if ended == DONE else None
 
 
 @functools.cache
@@ -77,16 +80,22 @@ def _load() -> JpegCutter:
 
 
 def _check(cutter: JpegCutter) -> None:
-    """Compiled for another libjpeg than it meets, it would call every file damaged."""
+    """Compiled for another libjpeg than it meets, it would leave every file to Pillow, and another version may have other
+    pixels: a part of each kind of file that it decodes must be Pillow's bit for bit, and a resized part nearly."""
     ramp = np.arange(48 * 64 * 3, dtype=np.float64).reshape(48, 64, 3) / (48 * 64 * 3) * 255
-    file = io.BytesIO()
-    Image.fromarray(ramp.astype(np.uint8)).save(file, "JPEG", quality=95)
-    cut = Cut((5.0, 3.5, 50.0, 40.25), (0, 0, 64, 48), flip=True, finest=2.0)
-    try:
-        ours = cutter.cut(file.getvalue(), cut, 16) if cutter.shape(file.getvalue()) == (48, 64) else None
-    except ValueError as error:
-        raise Unfit("the compiled cutter calls a good file damaged") from error
-    with Image.open(file) as picture:
-        theirs = cut_array(np.asarray(picture), cut, 16)
-    if ours is None or int(np.abs(ours.astype(int) - theirs).max()) > 2:
-        raise Unfit("the compiled cutter does not give Pillow's pixels")
+    edges = np.where((np.indices((48, 64)).sum(axis=0) % 11 < 4)[:, :, None], ramp[::-1, ::-1], ramp)
+    colours = Image.fromarray(edges.astype(np.uint8))
+    part = Cut((9.0, 11.0, 42.0, 44.0), (9, 11, 42, 44), flip=False)
+    resized = Cut((5.0, 3.5, 50.0, 40.25), (0, 0, 64, 48), flip=True)
+    for picture, subsampling in ((colours, 0), (colours, 1), (colours, 2), (colours.convert("L"), 0)):
+        for progressive in (False, True):
+            file = io.BytesIO()
+            picture.save(file, "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
+            with Image.open(file) as saved:
+                whole = np.asarray(saved.convert("RGB"))
+            for cut, size, most in ((part, 33, 0), (resized, 16, 2)):
+                ours = cutter.cut(file.getvalue(), cut, size) if cutter.shape(file.getvalue()) == (48, 64) else None
+                if ours is None:
+                    raise Unfit("the compiled cutter does not decode a good file")
+                if int(np.abs(ours.astype(int) - cut_array(whole, cut, size)).max()) > most:
+                    raise Unfit("the compiled cutter does not give Pillow's pixels")

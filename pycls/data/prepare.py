@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from pycls.data.decoding import turned
+from pycls.data.decoding import upright
 from pycls.data.image_files import EXTENSIONS
 from pycls.errors import InputError
 from pycls.runtime import pipe
@@ -110,23 +110,18 @@ def _copy(source: Path, target: Path, form: Form, file: Path) -> tuple[str, str]
 
 def _write(file: Path, new: Path, form: Form) -> None:
     with Image.open(file) as opened:
-        width, height = opened.size
-        if min(width, height) <= form.size:
-            opened.load()  # a damaged file is not copied
-            shutil.copyfile(file, new)
-            return
-        shrink = form.size / min(width, height)
-        size = (max(form.size, round(width * shrink)), max(form.size, round(height * shrink)))
-        opened.draft(None, (2 * size[0], 2 * size[1]))  # of a large JPEG no more is decoded than this needs
-        image: Image.Image = opened
-        if image.mode in ("P", "1") or "transparency" in image.info:
-            image = image.convert("RGBA")
-        image = turned(image.resize(size, Image.Resampling.BICUBIC), opened)
-        if new.suffix.lower() in JPEGS:
-            image = image if image.mode in ("L", "RGB") else image.convert("RGB")
-            image.save(new, "JPEG", quality=form.quality)
-        else:
-            image.save(new, "PNG")  # whatever its name: what reads it looks at its content
+        image = upright(opened)  # also of a small one: what loading will refuse is not copied
+    width, height = image.size
+    if min(width, height) <= form.size:
+        shutil.copyfile(file, new)
+        return
+    shrink = form.size / min(width, height)
+    size = (max(form.size, round(width * shrink)), max(form.size, round(height * shrink)))
+    resized = image.resize(size, Image.Resampling.BICUBIC)
+    if new.suffix.lower() in JPEGS:
+        resized.save(new, "JPEG", quality=form.quality)
+    else:
+        resized.save(new, "PNG")  # whatever its name: what reads it looks at its content
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,6 +65,10 @@ class _FileSubset(FileDataset):
         """As the whole set's."""
         return self.whole.load(int(self.ids[index]))
 
+    def places(self) -> tuple[list[bytes], np.ndarray | None] | None:
+        """As the whole set's."""
+        return _places_of(self.whole, self.ids)
+
     def describe(self, index: int) -> str:
         """As the whole set's."""
         return self.whole.describe(int(self.ids[index]))
@@ -79,6 +83,18 @@ class _EncodedSubset(EncodedDataset):
         """As the whole set's."""
         return self.whole.read(int(self.ids[index]))
 
+    def places(self) -> tuple[list[bytes], np.ndarray | None] | None:
+        """As the whole set's."""
+        return _places_of(self.whole, self.ids)
+
     def describe(self, index: int) -> str:
         """As the whole set's."""
         return self.whole.describe(int(self.ids[index]))
+
+
+def _places_of(whole: FileDataset, ids: np.ndarray) -> tuple[list[bytes], np.ndarray | None] | None:
+    places = whole.places()
+    if places is None:
+        return None
+    files, starts = places
+    return [files[k] for k in ids.tolist()], None if starts is None else starts[ids]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from pycls.engine.copying import copy_function
 from pycls.engine.sharded import Where, cutter, first_of_all, joiner, whole_shapes
 from pycls.engine.snapshot import Snapshot, take
-from pycls.engine.state_file import Split, load_state, parts_of, write_part, write_snapshot
+from pycls.engine.split import Split
+from pycls.engine.state_file import load_state, parts_of, write_part, write_snapshot
 from pycls.errors import DamagedFile, InputError, RunError
 from pycls.runtime.distributed import Ranks, broadcast_object
 from pycls.runtime.files import atomic_link
@@ -156,9 +157,15 @@ class Checkpoints:
         """Lets the checkpoint after ``step`` be the best one. Raises RunError if the disk refuses."""
         atomic_link(self.path(step), self.folder / BEST)
 
-    def newest(self, ranks: Ranks = _ALONE) -> dict[str, Any] | None:
+    def newest(
+        self, ranks: Ranks = _ALONE, check: Callable[[dict[str, Any], str], None] | None = None
+    ) -> dict[str, Any] | None:
         """The newest sound checkpoint, as :func:`load_together` reads it; None if there is none at all. A damaged one is
         passed over, of which rank 0 logs a line.
+
+        Args:
+            ranks: of this process.
+            check: called with the state and its file; what it raises ends the search.
 
         Raises:
             InputError: there are checkpoints, and every one is damaged.
@@ -166,10 +173,14 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return load_together(self.path(step), ranks)
+                state = load_together(self.path(step), ranks)
             except DamagedFile as error:
                 if ranks.is_main:
                     logger.error("%s; going back to the checkpoint before it", error)
+                continue
+            if check is not None:
+                check(state, str(self.path(step)))
+            return state
         if steps:
             raise InputError(f"every checkpoint in {self.folder} is damaged; start again in another OUT_DIR")
         return None
@@ -181,7 +192,7 @@ class Checkpoints:
 
 def load_together(path: Path, ranks: Ranks) -> dict[str, Any]:
     """A checkpoint, in all processes, which share the checking of its parts; what lies in parts is a
-    :class:`pycls.engine.state_file.Split`.
+    :class:`pycls.engine.split.Split`.
 
     Raises:
         DamagedFile: it is damaged, as one of the processes has found. All of them raise it.
@@ -204,13 +215,11 @@ def model_state(model: nn.Module, where: Where = "everywhere") -> dict[str, Any]
     return {name: join(name, value) for name, value in model.state_dict().items()}
 
 
-def load_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], source: str) -> None:
-    """Copies weights into a model that has exactly these, or this process's part of them, one after another.
-
-    Raises:
-        InputError: names or shapes differ: the weights are another model's.
-    """
-    own, cut = whole_shapes(model), cutter(model)
+def check_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], source: str) -> None:
+    """Raises InputError unless the model has exactly these names and shapes: else the weights are another model's."""
+    own = whole_shapes(model)
+    for name in _optional(model) - state.keys():
+        del own[name]
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [f"{n} is {list(state[n].shape)}, not {list(own[n])}" for n in own.keys() & state.keys()
               if state[n].shape != own[n]]  # fmt: skip
@@ -218,29 +227,56 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], sour
         what = f"it lacks {missing[0]}" if missing else f"it has {extra[0]}" if extra else f"its {sorted(shapes)[0]}"
         count = len(missing) + len(extra) + len(shapes)
         raise InputError(f"{source} holds the weights of another model: {count} names or shapes differ ({what})")
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], source: str) -> None:
+    """Copies weights into a model that has exactly these, or this process's part of them, one after another.
+
+    Raises:
+        InputError: names or shapes differ: the weights are another model's.
+    """
+    check_model_state(model, state, source)
+    cut, optional = cutter(model), _optional(model)
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            value.copy_(cut(name, state[name]))
+            if name in state or name not in optional:
+                value.copy_(cut(name, state[name]))
+
+
+def _optional(model: nn.Module) -> set[str]:
+    """Entries that files of older versions lack, and that a module can do without (its ``optional_state``)."""
+    named = {
+        f"{prefix}.{name}" for prefix, module in model.named_modules() for name in getattr(module, "optional_state", ())
+    }
+    return named & model.state_dict().keys()
 
 
 def optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, where: Where = "everywhere"
-) -> dict[str, dict[str, Any]]:
-    """The optimiser's state by parameter name, joined as by :func:`model_state`."""
+) -> dict[str, dict[str, Any] | None]:
+    """The optimiser's state by the name of each trained parameter, joined as by :func:`model_state`; None where it has none,
+    as of a parameter that has had no gradient yet."""
     join = joiner(model, where)
+
+    def joined(name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        state = {key: join(name, value) if isinstance(value, Tensor) else value for key, value in values.items()}
+        return state or None
+
     return {
-        name: {key: join(name, value) if isinstance(value, Tensor) else value for key, value in values.items()}
+        name: joined(name, optimizer.state.get(parameter, {}))
         for name, parameter in model.named_parameters()
-        if (values := optimizer.state.get(parameter))
+        if parameter.requires_grad
     }
 
 
 def load_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any] | None]
 ) -> None:
     """Restores what :func:`optimizer_state` gave."""
     parameters, cut = dict(model.named_parameters()), cutter(model)
     for name, values in state.items():
+        if values is None:
+            continue
         parameter = parameters[name]
         restored = {}
         for key, value in values.items():

@@ -38,16 +38,17 @@ def tau_normalised(weight: Tensor, tau: float) -> Tensor:
 
 
 @torch.no_grad()
-def choose_tau(model: Any, weight: Tensor, batches: Iterable[Any], classes: int) -> float:
+def choose_tau(model: Any, weight: Tensor, batches: Iterable[Any], present: Tensor) -> float:
     """The tau of :data:`TAUS` with the lowest error, averaged over the classes; of equal ones the smallest.
 
     Args:
         model: in evaluation mode from here on; ``features`` gives [N, D].
         weight: of a linear classifier [K, D], on the model's device.
         batches: this process's (images, labels, ids).
-        classes: K.
+        present: which classes have training images, and so may be predicted: bool [K], on that device.
     """
     model.eval()
+    classes = len(present)
     right = torch.zeros(len(TAUS), classes, dtype=torch.int64, device=weight.device)
     total = torch.zeros(classes, dtype=torch.int64, device=weight.device)
     normalised = [tau_normalised(weight, tau) for tau in TAUS]
@@ -55,16 +56,21 @@ def choose_tau(model: Any, weight: Tensor, batches: Iterable[Any], classes: int)
         features = model.features(images)
         total += torch.bincount(labels, minlength=classes)
         for k, rows in enumerate(normalised):
-            right[k] += torch.bincount(labels[(features @ rows.t()).argmax(dim=1) == labels], minlength=classes)
+            right[k] += torch.bincount(labels[_best(features @ rows.t(), present) == labels], minlength=classes)
     right, total = all_reduce_sum(right).cpu().double(), all_reduce_sum(total).cpu()
     return TAUS[int((right[:, total > 0] / total[total > 0]).mean(dim=1).argmax())]
+
+
+def _best(logits: Tensor, present: Tensor) -> Tensor:
+    """The highest [N] of the classes that are present, bool [K], of logits [N, K]."""
+    return logits.masked_fill(~present, -torch.inf).argmax(dim=1)
 
 
 @torch.no_grad()
 def class_means(model: Any, batches: Iterable[Any], classes: int, device: torch.device) -> Tensor:
     """The mean feature of each class, float32 [K, D], over the batches (images, labels, ids) of all processes.
 
-    With a cosine they are the nearest-class-mean classifier. A class without images has zeros, and so cosine 0.
+    With a cosine they are the nearest-class-mean classifier. A class without images has zeros, for want of a mean.
     """
     model.eval()
     real = torch.float32 if device.type == "mps" else torch.float64

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pycls.engine.snapshot import Part
-from pycls.engine.state_file import Split
+from pycls.engine.split import Split
 from pycls.runtime.distributed import agree, all_reduce_sum, gather_objects, gather_rows
 
 if TYPE_CHECKING:

@@ -20,7 +20,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pycls.engine.entries import check_checkpoint, check_facts
 from pycls.engine.snapshot import MAP, PART, TENSOR, Snapshot, take
+from pycls.engine.split import Split
 from pycls.engine.torch_file import is_torch_file, load_torch_weights
 from pycls.errors import DamagedFile, InputError
 from pycls.runtime.files import atomic_write
@@ -63,33 +65,6 @@ def write_part(path: Path, rows: Mapping[str, Tensor]) -> None:
     """Writes a process's own rows. Raises as :func:`save_state` does."""
     metadata = {"format": PART_FORMAT, "sha256": _digest(rows, path.name)}
     atomic_write(path, lambda file: _write(file, rows, metadata))
-
-
-class Split:
-    """A tensor of a state whose rows lie in several files, one file's after another's; a slice of rows is a tensor.
-
-    Attributes:
-        shape: of the whole.
-        ndim: its length.
-    """
-
-    def __init__(self, pieces: Sequence[Tensor]) -> None:
-        self._pieces = pieces
-        self.shape = torch.Size((sum(map(len, pieces)), *pieces[0].shape[1:]))
-        self.ndim = len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        """The rows [start, stop); a copy only if they lie in several files."""
-        low, high, _ = rows.indices(len(self))
-        found = []
-        for piece in self._pieces:
-            if low < len(piece) and high > 0:
-                found.append(piece[max(low, 0) : high])
-            low, high = low - len(piece), high - len(piece)
-        return torch.cat(found) if len(found) > 1 else found[0] if found else self._pieces[0][:0]
 
 
 def load_state(path: str | Path, whole: bool = True, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
@@ -137,10 +112,22 @@ def _state(
         raise DamagedFile(f"{path} is a safetensors file, but not a checkpoint of a pycls run")
     if metadata.get("sha256") != _digest(tensors, metadata.get("state", "") + listed):
         raise DamagedFile(f"{path} is damaged: its contents do not match its checksum")
-    splits = _splits(Path(path), json.loads(listed), share) if listed else {}
-    state = _unpack(json.loads(metadata["state"]), tensors, splits)
-    assert isinstance(state, dict)
+    try:
+        splits = _splits(Path(path), json.loads(listed), share) if listed else {}
+        state = _unpack(json.loads(metadata["state"]), tensors, splits)
+    except DamagedFile:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise _no_tree(path, "state", error) from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: the state in its metadata is a {type(state).__name__}; it should be a mapping with names")
     return state
+
+
+def _no_tree(path: str | Path, name: str, error: Exception) -> InputError:
+    """Of metadata that its checksum fits, and which is not what we write."""
+    reason = ascii(" ".join(str(error).split()) or type(error).__name__)[1:-1][:100]
+    return InputError(f"{path}: the {name} in its metadata cannot be read ({reason}); it should be as pycls writes it")
 
 
 def _splits(path: Path, listed: list[tuple[str, str]], share: tuple[int, int]) -> dict[str, Split]:
@@ -232,19 +219,27 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         DamagedFile: truncated, changed, or never such a file.
-        InputError: no such file, or one that asks to run code.
+        InputError: no such file, one that asks to run code, or one with an entry that cannot be.
     """
     path = Path(path)
     if path.is_file() and is_torch_file(path):
-        return load_torch_weights(path)
+        weights, about = load_torch_weights(path)
+        check_facts(about, str(path))
+        return weights, about
     metadata, tensors = _read(path)
     if metadata.get("format") == FORMAT:
         state = _state(path, metadata, tensors)
+        check_checkpoint(state, str(path))
         return _joined(state[better_weights(state)]), state
     text = metadata.get("pycls", "{}")
     if "sha256" in metadata and metadata["sha256"] != _digest(tensors, text):
         raise DamagedFile(f"{path} is damaged: its contents do not match its checksum")
-    return tensors, json.loads(text)
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _no_tree(path, "pycls", error) from None
+    check_facts(about, str(path))
+    return tensors, about
 
 
 def better_weights(state: Mapping[str, Any]) -> str:

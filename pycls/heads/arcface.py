@@ -1,6 +1,7 @@
 """Additive angular margins: ArcFace, its sub-centre form, and the combined margin (Deng et al., CVPR 2019; ECCV 2020)."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -9,7 +10,10 @@ from pycls.heads.cosine import Cosine
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.parts import Margin, Target
+from pycls.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from pycls.registry import HEADS, MARGINS
+
+ANGLE = Range(0, math.pi, open_right=True)
 
 
 def turned(cos: Tensor, m: float, easy: bool) -> tuple[Tensor, Tensor]:
@@ -42,10 +46,8 @@ class AdditiveAngle(Margin):
     name = "additive_angle"
     domain = "cosine"
 
-    def __init__(self, margin: float = 0.5, easy_margin: bool = False) -> None:
+    def __init__(self, margin: Annotated[float, ANGLE] = 0.5, easy_margin: bool = False) -> None:
         super().__init__()
-        if not 0 <= margin < math.pi:
-            raise ValueError(f"the margin is an angle in [0, pi), not {margin}")
         self.value, self.easy_margin = margin, easy_margin
 
     def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
@@ -76,12 +78,13 @@ class Combined(Margin):
     name = "combined"
     domain = "cosine"
 
-    def __init__(self, m1: float = 1.0, m2: float = 0.0, m3: float = 0.0) -> None:
+    def __init__(
+        self,
+        m1: Annotated[float, POSITIVE] = 1.0,
+        m2: Annotated[float, ANGLE] = 0.0,
+        m3: Annotated[float, NOT_NEGATIVE] = 0.0,
+    ) -> None:
         super().__init__()
-        if m1 <= 0 or m3 < 0:
-            raise ValueError(f"m1 is positive and m3 not negative, not {m1} and {m3}")
-        if not 0 <= m2 < math.pi:
-            raise ValueError(f"m2 is an angle in [0, pi), not {m2}")
         self.m1, self.m2, self.m3 = m1, m2, m3
 
     def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
@@ -106,7 +109,11 @@ class Combined(Margin):
 
 @HEADS.register("arcface")
 def arcface(
-    in_features: int, num_classes: int, scale: float = 64.0, margin: float = 0.5, easy_margin: bool = False
+    in_features: int,
+    num_classes: int,
+    scale: Annotated[float, NOT_NEGATIVE] = 64.0,
+    margin: Annotated[float, ANGLE] = 0.5,
+    easy_margin: bool = False,
 ) -> Head:
     """ArcFace: ``s cos(theta_y + m)`` against ``s cos theta_j`` (Deng et al., CVPR 2019, equation 3).
 
@@ -122,7 +129,12 @@ def arcface(
 
 @HEADS.register("combined")
 def combined(
-    in_features: int, num_classes: int, scale: float = 64.0, m1: float = 1.0, m2: float = 0.0, m3: float = 0.0
+    in_features: int,
+    num_classes: int,
+    scale: Annotated[float, NOT_NEGATIVE] = 64.0,
+    m1: Annotated[float, POSITIVE] = 1.0,
+    m2: Annotated[float, ANGLE] = 0.0,
+    m3: Annotated[float, NOT_NEGATIVE] = 0.0,
 ) -> Head:
     """The combined margin: ``s (cos(m1 theta_y + m2) - m3)`` (Deng et al., CVPR 2019, equation 4).
 
@@ -139,7 +151,11 @@ def combined(
 
 @HEADS.register("subcenter_arcface")
 def subcenter_arcface(
-    in_features: int, num_classes: int, scale: float = 64.0, margin: float = 0.5, num_centers: int = 3
+    in_features: int,
+    num_classes: int,
+    scale: Annotated[float, NOT_NEGATIVE] = 64.0,
+    margin: Annotated[float, ANGLE] = 0.5,
+    num_centers: Annotated[int, COUNT] = 3,
 ) -> Head:
     """Sub-centre ArcFace: the nearest of each class's centres counts (Deng et al., ECCV 2020, equation 2).
 

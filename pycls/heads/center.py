@@ -1,6 +1,6 @@
 """Centre loss (Wen, Zhang, Li, Qiao, ECCV 2016)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,7 @@ from pycls.heads.head import Head
 from pycls.heads.linear import Linear
 from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.parts import Auxiliary
+from pycls.ranges import NOT_NEGATIVE, SHARE
 from pycls.registry import AUXILIARIES, HEADS
 
 Update = Literal["paper", "gradient"]
@@ -66,17 +67,24 @@ class CenterLoss(Auxiliary):
     centers: Tensor
 
     def __init__(
-        self, in_features: int, num_classes: int, weight: float = 0.003, center_rate: float = 0.5, update: Update = "paper"
+        self,
+        in_features: int,
+        num_classes: int,
+        weight: Annotated[float, NOT_NEGATIVE] = 0.003,
+        center_rate: Annotated[float, SHARE] = 0.5,
+        update: Update = "paper",
     ) -> None:
         super().__init__()
-        if weight < 0 or not 0 <= center_rate <= 1:
-            raise ValueError(f"weight is >= 0 and center_rate in [0, 1], not {weight} and {center_rate}")
         self.weight, self.center_rate = weight, center_rate
         self.by_paper = update == "paper"
         if self.by_paper:
             self.register_buffer("centers", torch.zeros(num_classes, in_features))
         else:
             self.centers = nn.Parameter(torch.zeros(num_classes, in_features))
+
+    def class_rows(self) -> list[str]:
+        """The centres."""
+        return ["centers"]
 
     def forward(self, features: Tensor, labels: Tensor, logit: Tensor, weights: Tensor) -> Tensor:
         """Equation 2, as a mean."""
@@ -108,7 +116,11 @@ def gathered(values: Tensor) -> Tensor:
 
 @HEADS.register("center")
 def center(
-    in_features: int, num_classes: int, weight: float = 0.003, center_rate: float = 0.5, update: Update = "paper"
+    in_features: int,
+    num_classes: int,
+    weight: Annotated[float, NOT_NEGATIVE] = 0.003,
+    center_rate: Annotated[float, SHARE] = 0.5,
+    update: Update = "paper",
 ) -> Head:
     """Softmax with centre loss: ``L_S + lambda / 2 |x_i - c_y|^2`` (Wen et al., ECCV 2016, equation 5).
 

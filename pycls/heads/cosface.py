@@ -1,5 +1,7 @@
 """CosFace: the additive cosine margin (Wang et al., CVPR 2018), also LMCL and AM-Softmax."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from pycls.heads.cosine import Cosine
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.parts import Margin, Target
+from pycls.ranges import NOT_NEGATIVE, Range
 from pycls.registry import HEADS, MARGINS
 
 
@@ -24,10 +27,8 @@ class AdditiveCosine(Margin):
     name = "additive_cosine"
     domain = "cosine"
 
-    def __init__(self, margin: float = 0.35) -> None:
+    def __init__(self, margin: Annotated[float, Range(0, 2)] = 0.35) -> None:
         super().__init__()
-        if not 0 <= margin <= 2:
-            raise ValueError(f"the margin of a cosine is in [0, 2], not {margin}")
         self.value = margin
 
     def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
@@ -40,7 +41,12 @@ class AdditiveCosine(Margin):
 
 
 @HEADS.register("cosface")
-def cosface(in_features: int, num_classes: int, scale: float = 64.0, margin: float = 0.35) -> Head:
+def cosface(
+    in_features: int,
+    num_classes: int,
+    scale: Annotated[float, NOT_NEGATIVE] = 64.0,
+    margin: Annotated[float, Range(0, 2)] = 0.35,
+) -> Head:
     """CosFace / LMCL: ``s (cos_y - m)`` against ``s cos_j`` (Wang et al., CVPR 2018, equation 4).
 
     The paper takes s 64 and m 0.35 for faces; small sets with few classes want less (s 7, m 0.2 on 2-D MNIST features).

@@ -1,5 +1,7 @@
 """The cosine similarity ``z = s cos(w, x)``, and the heads that are nothing but that."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from pycls.heads.head import Head
 from pycls.heads.ops.spec import ScoreSpec
 from pycls.heads.parts import FeatureInput, Similarity, Target
 from pycls.heads.scale import Learning, Scale
+from pycls.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 from pycls.registry import HEADS, SIMILARITIES
 
 
@@ -32,11 +35,14 @@ class Cosine(Similarity):
     domain = "cosine"
 
     def __init__(
-        self, in_features: int, num_classes: int, scale: float = 30.0, learning: Learning = "fixed", num_centers: int = 1
+        self,
+        in_features: int,
+        num_classes: int,
+        scale: Annotated[float, NOT_NEGATIVE] = 30.0,
+        learning: Learning = "fixed",
+        num_centers: Annotated[int, COUNT] = 1,
     ) -> None:
         super().__init__()
-        if num_centers < 1:
-            raise ValueError(f"a class has at least one centre, not {num_centers}")
         # rows of about unit length: the step that a learning rate makes turns them by an angle that does not hang on D
         self.weight = nn.Parameter(torch.empty(num_classes * num_centers, in_features).normal_(0.0, in_features**-0.5))
         self.spec = ScoreSpec("cosine", num_centers=num_centers)
@@ -58,7 +64,7 @@ class Cosine(Similarity):
 
 
 @HEADS.register("normface")
-def normface(in_features: int, num_classes: int, scale: float = 10.0) -> Head:
+def normface(in_features: int, num_classes: int, scale: Annotated[float, NOT_NEGATIVE] = 10.0) -> Head:
     """NormFace: a cosine with a learned scale (Wang et al., ACM MM 2017, equation 6).
 
     Args:
@@ -81,7 +87,7 @@ def cosloss(in_features: int, num_classes: int) -> Head:
 
 
 @HEADS.register("coco")
-def coco(in_features: int, num_classes: int, alpha: float = 6.25) -> Head:
+def coco(in_features: int, num_classes: int, alpha: Annotated[float, POSITIVE] = 6.25) -> Head:
     """COCO: congenerous cosine loss, ``alpha cos`` with prototypes for centroids (Liu et al., 2017, equation 6).
 
     Args:

@@ -14,6 +14,7 @@ from pycls.heads.arcface import AdditiveAngle, Combined
 from pycls.heads.cosface import AdditiveCosine
 from pycls.heads.cosine import Cosine
 from pycls.heads.head import Head
+from pycls.heads.labels import checked_labels, targets_of
 from pycls.heads.long_tail import LabelDistributionMargin
 from pycls.heads.multi_angle import MultiAngle
 from pycls.heads.ops.loss import moved_logit, transformed
@@ -98,17 +99,23 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
     Args:
         head: any head; its buffers are left alone.
         features: [N, D].
-        labels: int64 [N]; samples without a target (negative) are left out.
+        labels: integers [N]; samples without a target (-1) are left out.
+
+    Returns:
+        Nothing at all of a batch without any target.
     """
-    keep = labels >= 0
     similarity = head.similarity
+    labels = targets_of(checked_labels(labels, features), features, similarity.num_classes)[0][:, 0]
+    keep = labels >= 0
     weight = similarity.weight.detach()
     weight = weight if weight.dtype == torch.float64 else weight.float()
     x, y = features.detach()[keep].to(weight.dtype), labels[keep]
+    if not len(x):
+        return {}
     lengths = weight.norm(dim=1)
     cos = (torch.nn.functional.normalize(x, dim=1) @ weight.t()).div_(lengths.clamp(min=1e-12))  # no copy of the prototypes
     if similarity.spec.num_centers > 1:
-        cos = cos.view(len(x), similarity.num_classes, -1).amax(dim=2)
+        cos = cos.unflatten(1, (similarity.num_classes, -1)).amax(dim=2)
     own = cos.gather(1, y[:, None])[:, 0]
     nearest = cos.scatter(1, y[:, None], -2.0).amax(dim=1)
     found = {
@@ -166,6 +173,8 @@ class Watch:
         if self._seen is None:
             return {}
         found = telemetry(self._head, *(seen[: self._samples] for seen in self._seen))
+        if not found:
+            return {}
         numbers = dict(zip(found, torch.stack([v.float() for v in found.values()]).tolist(), strict=True))
         for kind, warning in on_the_way(numbers).items():
             if kind not in self._told:

@@ -1,10 +1,13 @@
 """Focal loss (Lin et al., ICCV 2017), in its softmax form."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pycls.heads.parts import SoftmaxCriterion
+from pycls.ranges import NOT_NEGATIVE
 from pycls.registry import CRITERIA
 
 
@@ -21,10 +24,8 @@ class Focal(SoftmaxCriterion):
 
     name = "focal"
 
-    def __init__(self, gamma: float = 2.0) -> None:
+    def __init__(self, gamma: Annotated[float, NOT_NEGATIVE] = 2.0) -> None:
         super().__init__()
-        if gamma < 0:
-            raise ValueError(f"gamma is not negative, not {gamma}")
         self.gamma = gamma
 
     def value_and_grads(

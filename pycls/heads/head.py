@@ -98,6 +98,8 @@ class Head(nn.Module):
                     f"those of {_name(similarity)} are not"
                 )
         criterion.check(similarity.num_classes)
+        if margin is not None:
+            margin.check(similarity.num_classes)
         for part in (margin, criterion):
             if part is not None and getattr(part, "is_closed_form", False):
                 _refuse_parameters(part)

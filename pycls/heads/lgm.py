@@ -1,7 +1,7 @@
 """Large-margin Gaussian mixture, L-GM (Wan, Zhong, Li, Chen, CVPR 2018)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from pycls.heads.head import Head
 from pycls.heads.ops.derived_weight import DerivedWeight, Prototypes
 from pycls.heads.ops.spec import ScoreSpec
 from pycls.heads.parts import Auxiliary, FeatureInput, Margin, Similarity, Target
+from pycls.ranges import NOT_NEGATIVE
 from pycls.registry import AUXILIARIES, HEADS, MARGINS, SIMILARITIES
 
 Covariance = Literal["identity", "diagonal"]
@@ -107,10 +108,8 @@ class ScaledDistance(Margin):
     name = "scaled_distance"
     domain = "distance"
 
-    def __init__(self, alpha: float = 0.1) -> None:
+    def __init__(self, alpha: Annotated[float, NOT_NEGATIVE] = 0.1) -> None:
         super().__init__()
-        if alpha < 0:
-            raise ValueError(f"alpha is not negative, not {alpha}")
         self.alpha = alpha
 
     def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
@@ -134,7 +133,7 @@ class Likelihood(Auxiliary):
     name = "likelihood"
     needs_likelihood = True
 
-    def __init__(self, weight: float = 0.1) -> None:
+    def __init__(self, weight: Annotated[float, NOT_NEGATIVE] = 0.1) -> None:
         super().__init__()
         self.weight = weight
 
@@ -151,8 +150,8 @@ class Likelihood(Auxiliary):
 def lgm(
     in_features: int,
     num_classes: int,
-    alpha: float = 0.1,
-    likelihood_weight: float = 0.1,
+    alpha: Annotated[float, NOT_NEGATIVE] = 0.1,
+    likelihood_weight: Annotated[float, NOT_NEGATIVE] = 0.1,
     covariance: Covariance = "identity",
 ) -> Head:
     """L-GM: classification by Gaussians with a margin on the target's distance, and their likelihood (equations 9, 17).

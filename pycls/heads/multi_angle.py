@@ -1,6 +1,7 @@
 """Multiplicative angular margins: L-Softmax (Liu et al., ICML 2016) and SphereFace (Liu et al., CVPR 2017)."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from pycls.heads.linear import Linear
 from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.ops.spec import ScoreSpec
 from pycls.heads.parts import Margin, Similarity, Target
+from pycls.ranges import NOT_NEGATIVE, PART, Range
 from pycls.registry import HEADS, MARGINS, SIMILARITIES
 
 
@@ -66,18 +68,16 @@ class MultiAngle(Margin):
 
     def __init__(
         self,
-        margin: int = 4,
-        lambda_base: float = 1000.0,
-        lambda_gamma: float = 2.5e-5,
-        lambda_power: float = 35.0,
-        lambda_min: float = 0.0,
-        lambda_decay: float = 0.0,
+        margin: Annotated[int, Range(1, 4)] = 4,
+        lambda_base: Annotated[float, NOT_NEGATIVE] = 1000.0,
+        lambda_gamma: Annotated[float, NOT_NEGATIVE] = 2.5e-5,
+        lambda_power: Annotated[float, NOT_NEGATIVE] = 35.0,
+        lambda_min: Annotated[float, NOT_NEGATIVE] = 0.0,
+        lambda_decay: Annotated[float, PART] = 0.0,
     ) -> None:
         super().__init__()
-        if margin not in (1, 2, 3, 4):
-            raise ValueError(f"the margin is 1, 2, 3 or 4, not {margin}")
-        if min(lambda_base, lambda_gamma, lambda_power, lambda_min) < 0 or not 0 <= lambda_decay < 1:
-            raise ValueError("lambda_base, _gamma, _power and _min are not negative, and lambda_decay is in [0, 1)")
+        if margin % 1:
+            raise ValueError(f"margin: expected a whole number, found {margin}")
         self.value, self.base, self.least = margin, lambda_base, lambda_min
         self.gamma, self.power, self.decay = lambda_gamma, lambda_power, lambda_decay
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
@@ -129,12 +129,12 @@ def psi(cos: Tensor, m: int) -> tuple[Tensor, Tensor]:
 def lsoftmax(
     in_features: int,
     num_classes: int,
-    margin: int = 4,
-    lambda_base: float = 1000.0,
-    lambda_gamma: float = 2.5e-5,
-    lambda_power: float = 35.0,
-    lambda_min: float = 0.0,
-    lambda_decay: float = 0.0,
+    margin: Annotated[int, Range(1, 4)] = 4,
+    lambda_base: Annotated[float, NOT_NEGATIVE] = 1000.0,
+    lambda_gamma: Annotated[float, NOT_NEGATIVE] = 2.5e-5,
+    lambda_power: Annotated[float, NOT_NEGATIVE] = 35.0,
+    lambda_min: Annotated[float, NOT_NEGATIVE] = 0.0,
+    lambda_decay: Annotated[float, PART] = 0.0,
 ) -> Head:
     """L-Softmax: ``|w_y| |x| psi(theta)`` for the target (Liu, Wen, Yu, Yang, ICML 2016, equation 4).
 
@@ -159,12 +159,12 @@ def lsoftmax(
 def sphereface(
     in_features: int,
     num_classes: int,
-    margin: int = 4,
-    lambda_base: float = 1000.0,
-    lambda_gamma: float = 0.12,
-    lambda_power: float = 1.0,
-    lambda_min: float = 5.0,
-    lambda_decay: float = 0.0,
+    margin: Annotated[int, Range(1, 4)] = 4,
+    lambda_base: Annotated[float, NOT_NEGATIVE] = 1000.0,
+    lambda_gamma: Annotated[float, NOT_NEGATIVE] = 0.12,
+    lambda_power: Annotated[float, NOT_NEGATIVE] = 1.0,
+    lambda_min: Annotated[float, NOT_NEGATIVE] = 5.0,
+    lambda_decay: Annotated[float, PART] = 0.0,
 ) -> Head:
     """SphereFace / A-Softmax: ``|x| psi(theta)`` for the target, ``|x| cos`` else (Liu et al., CVPR 2017, equation 7).
 

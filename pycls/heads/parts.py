@@ -87,6 +87,11 @@ class Similarity(nn.Module):
         """K."""
         return self.shard.classes if self.shard is not None else len(self.weight) // self.spec.num_centers
 
+    def class_rows(self) -> list[str]:
+        """Names of the parameters with as many rows for each of the K classes: its own (not its modules'), but for single
+        numbers. They are shared out, and move, by class."""
+        return [name for name, value in self.named_parameters(recurse=False) if value.ndim]
+
     def inputs(self, features: Tensor) -> FeatureInput:
         """What depends on the features alone; as they are, unless overridden."""
         return FeatureInput(features)
@@ -141,6 +146,9 @@ class Margin(nn.Module):
     domain: ClassVar[Domain]
     needs_feature_norm: bool = False
 
+    def check(self, num_classes: int) -> None:
+        """Raises ``ValueError`` if the margin's own numbers do not fit so many classes."""
+
     def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """The cosine or squared distance with the margin, and its derivative by ``value``.
 
@@ -171,6 +179,10 @@ class Margin(nn.Module):
         For ``torch.compile`` the margin reads them by :func:`pycls.heads.ops.snapshot.snapshot`.
         """
 
+    def class_priors(self) -> list[str]:
+        """Names of the buffers with a number for each class that are made of the training set's counts or of options."""
+        return []
+
 
 class Criterion(nn.Module):
     """Logits and labels -> a loss a sample [N]."""
@@ -184,6 +196,10 @@ class Criterion(nn.Module):
     def class_weights(self) -> Tensor | None:
         """[K], weights of the samples of each class in the mean, or None for equal ones."""
         return None
+
+    def class_priors(self) -> list[str]:
+        """Names of the buffers with a number for each class that are made of the training set's counts or of options."""
+        return []
 
 
 class SoftmaxCriterion(Criterion):
@@ -269,6 +285,10 @@ class Auxiliary(nn.Module):
             logit: the target's, without margin [N].
             weights: [N], the share of each sample in the mean (0 where there is no target).
         """
+
+    def class_rows(self) -> list[str]:
+        """Names of the parameters and buffers with as many rows for each of the K classes."""
+        return []
 
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Called once a training step, after the loss: moves buffers such as centres. ``weights`` are 0, lam or 1.

@@ -1,6 +1,7 @@
 """RBF-Softmax: a radial basis function of the distance to each prototype (Zhang et al., ECCV 2020)."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.ops.spec import LogitTransform, ScoreSpec
 from pycls.heads.parts import Similarity, Target
+from pycls.ranges import POSITIVE
 from pycls.registry import HEADS, SIMILARITIES
 
 _TO_BASE_2 = math.log2(math.e)
@@ -48,10 +50,14 @@ class RadialBasis(Similarity):
     name = "rbf"
     domain = "distance"
 
-    def __init__(self, in_features: int, num_classes: int, scale: float = 35.0, gamma: float = 16.0) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        scale: Annotated[float, POSITIVE] = 35.0,
+        gamma: Annotated[float, POSITIVE] = 16.0,
+    ) -> None:
         super().__init__()
-        if scale <= 0 or gamma <= 0:
-            raise ValueError(f"scale and gamma of an RBF are positive, not {scale} and {gamma}")
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_classes, in_features)))
         self.spec = ScoreSpec("distance", 1 / gamma, math.log(scale), Exponential())
         self.scale, self.gamma = scale, gamma
@@ -66,7 +72,9 @@ class RadialBasis(Similarity):
 
 
 @HEADS.register("rbf_softmax")
-def rbf_softmax(in_features: int, num_classes: int, scale: float = 35.0, gamma: float = 16.0) -> Head:
+def rbf_softmax(
+    in_features: int, num_classes: int, scale: Annotated[float, POSITIVE] = 35.0, gamma: Annotated[float, POSITIVE] = 16.0
+) -> Head:
     """RBF-Softmax (Zhang, Zhao, Qiao, Li, ECCV 2020, equation 8): ``s exp(-d^2 / gamma)`` in training and inference.
 
     Args:

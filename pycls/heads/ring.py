@@ -1,6 +1,6 @@
 """Ring loss (Zheng, Pal, Savvides, CVPR 2018)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from pycls.heads.linear import Linear
 from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.ops.spec import TINY
 from pycls.heads.parts import Auxiliary, norm
+from pycls.ranges import NOT_NEGATIVE
 from pycls.registry import AUXILIARIES, HEADS
 
 Variant = Literal["l2", "l1", "relative"]
@@ -22,8 +23,8 @@ Variant = Literal["l2", "l1", "relative"]
 class RingLoss(Auxiliary):
     """Pulls the features' norms to one learned radius: ``weight / 2`` times the mean of ``(|x| - R)^2`` (equation 2).
 
-    R starts at the mean norm of the first batch. Variants: ``l1`` is ``weight`` times smooth L1 of the difference;
-    ``relative`` divides l2's by the batch's mean norm, which makes it independent of the features' size.
+    R starts at the mean norm of the first batch that has a target. Variants: ``l1`` is ``weight`` times smooth L1 of the
+    difference; ``relative`` divides l2's by the batch's mean norm, which makes it independent of the features' size.
 
     Args:
         weight: lambda.
@@ -37,10 +38,10 @@ class RingLoss(Auxiliary):
     name = "ring"
     started: Tensor
 
-    def __init__(self, weight: float = 0.01, variant: Variant = "l2") -> None:
+    def __init__(self, weight: Annotated[float, NOT_NEGATIVE] = 0.01, variant: Variant = "l2") -> None:
         super().__init__()
-        if weight < 0 or variant not in ("l2", "l1", "relative"):
-            raise ValueError(f"weight is not negative and variant one of l2, l1, relative, not {weight} and {variant!r}")
+        if variant not in ("l2", "l1", "relative"):
+            raise ValueError(f"variant is l2, l1 or relative, not {variant!r}")
         self.weight, self.variant = weight, variant
         self.radius = nn.Parameter(torch.ones(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
@@ -51,7 +52,7 @@ class RingLoss(Auxiliary):
         counted = (weights > 0).to(norms.dtype)
         mean = (norms * counted).sum() / counted.sum().clamp(min=1)
         if self.training:
-            self._start(mean.detach())
+            self._start(mean.detach(), counted.any())
         gaps = norms - snapshot(self.radius)
         if self.variant == "l1":
             return self.weight * (F.smooth_l1_loss(gaps, torch.zeros_like(gaps), reduction="none") * weights).sum()
@@ -59,14 +60,15 @@ class RingLoss(Auxiliary):
         return loss / mean.clamp(min=TINY) if self.variant == "relative" else loss
 
     @torch.no_grad()
-    def _start(self, mean: Tensor) -> None:
-        """The radius takes the first batch's mean norm, of all processes. Nothing waits for the device."""
+    def _start(self, mean: Tensor, counted: Tensor) -> None:
+        """The radius takes the first batch's mean norm, of all processes that have counted a sample; without any it waits for
+        the next batch. Nothing waits for the device."""
         if _shared():
-            mean = mean.clone()
-            dist.all_reduce(mean)
-            mean = mean / dist.get_world_size()
-        self.radius.copy_(torch.where(self.started, self.radius, mean))
-        self.started.fill_(True)
+            sums = torch.stack((mean * counted, counted.to(mean.dtype)))
+            dist.all_reduce(sums)
+            mean, counted = sums[0] / sums[1].clamp(min=1), sums[1] > 0
+        self.radius.copy_(torch.where(self.started | ~counted, self.radius, mean))
+        self.started.logical_or_(counted)
 
     def extra_repr(self) -> str:
         """weight, variant."""
@@ -79,7 +81,7 @@ def _shared() -> bool:
 
 
 @HEADS.register("ring")
-def ring(in_features: int, num_classes: int, weight: float = 0.01, variant: Variant = "l2") -> Head:
+def ring(in_features: int, num_classes: int, weight: Annotated[float, NOT_NEGATIVE] = 0.01, variant: Variant = "l2") -> Head:
     """Softmax with ring loss (Zheng et al., CVPR 2018, equation 3).
 
     Args:

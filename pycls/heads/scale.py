@@ -29,8 +29,6 @@ class Scale(nn.Module):
 
     def __init__(self, start: float, learning: Learning, num_classes: int) -> None:
         super().__init__()
-        if start < 0:
-            raise ValueError(f"the scale of a cosine is positive (or 0 for AdaCos's), not {start}")
         self.learning = learning
         self.start = float(start) or adacos_scale(num_classes)
         if learning != "fixed":

@@ -1,6 +1,7 @@
 """Top-k support vector machines: hard (Lapin et al., 2015) and smooth (Berrada, Zisserman, Kumar, ICLR 2018)."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +12,11 @@ from pycls.heads.linear import Linear
 from pycls.heads.ops.polynomials import log_ratio_of_others
 from pycls.heads.ops.topk import topk_losses
 from pycls.heads.parts import LogitsCriterion
+from pycls.ranges import NOT_NEGATIVE, POSITIVE, Range
 from pycls.registry import CRITERIA, HEADS
 
 MANY_CLASSES = 50
 """From so many classes on, the top 5 are asked for, unless told otherwise."""
-
-
-def _check(k: int, alpha: float) -> None:
-    if k < 0 or alpha < 0:
-        raise ValueError(f"k is at least 1 (0 to choose by the number of classes) and alpha not negative, not {k} and {alpha}")
 
 
 def _places(k: int, num_classes: int) -> int:
@@ -48,9 +45,8 @@ class HardTopK(LogitsCriterion):
 
     name = "hard_topk"
 
-    def __init__(self, k: int = 0, alpha: float = 1.0) -> None:
+    def __init__(self, k: Annotated[int, NOT_NEGATIVE] = 0, alpha: Annotated[float, NOT_NEGATIVE] = 1.0) -> None:
         super().__init__()
-        _check(k, alpha)
         self.k, self.alpha = k, alpha
 
     def check(self, num_classes: int) -> None:
@@ -109,11 +105,14 @@ class SmoothTopK(LogitsCriterion):
 
     name = "smooth_topk"
 
-    def __init__(self, k: int = 0, tau: float = 1.0, alpha: float = 1.0, threshold: float = 1000.0) -> None:
+    def __init__(
+        self,
+        k: Annotated[int, NOT_NEGATIVE] = 0,
+        tau: Annotated[float, POSITIVE] = 1.0,
+        alpha: Annotated[float, NOT_NEGATIVE] = 1.0,
+        threshold: Annotated[float, Range(1, open_left=True, also=(0,))] = 1000.0,
+    ) -> None:
         super().__init__()
-        _check(k, alpha)
-        if tau <= 0 or (threshold and threshold <= 1):
-            raise ValueError(f"tau is positive and threshold 0 or above 1, not {tau} and {threshold}")
         self.k, self.tau, self.alpha, self.threshold = k, tau, alpha, threshold
 
     def check(self, num_classes: int) -> None:
@@ -144,7 +143,13 @@ class SmoothTopK(LogitsCriterion):
 
 
 @HEADS.register("smooth_topk")
-def smooth_topk(in_features: int, num_classes: int, k: int = 0, tau: float = 1.0, alpha: float = 1.0) -> Head:
+def smooth_topk(
+    in_features: int,
+    num_classes: int,
+    k: Annotated[int, NOT_NEGATIVE] = 0,
+    tau: Annotated[float, POSITIVE] = 1.0,
+    alpha: Annotated[float, NOT_NEGATIVE] = 1.0,
+) -> Head:
     """The smooth top-k SVM on a linear classifier (Berrada, Zisserman, Kumar, ICLR 2018, equation 9).
 
     Args:
@@ -158,7 +163,9 @@ def smooth_topk(in_features: int, num_classes: int, k: int = 0, tau: float = 1.0
 
 
 @HEADS.register("hard_topk")
-def hard_topk(in_features: int, num_classes: int, k: int = 0, alpha: float = 1.0) -> Head:
+def hard_topk(
+    in_features: int, num_classes: int, k: Annotated[int, NOT_NEGATIVE] = 0, alpha: Annotated[float, NOT_NEGATIVE] = 1.0
+) -> Head:
     """The hard top-k SVM on a linear classifier (Lapin, Hein, Schiele, NIPS 2015; Berrada et al., ICLR 2018, equation 4).
 
     Args:

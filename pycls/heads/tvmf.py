@@ -1,5 +1,7 @@
 """t-vMF similarity (Kobayashi, CVPR 2021)."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,7 @@ from pycls.heads.head import Head
 from pycls.heads.ops.spec import LogitTransform, ScoreSpec
 from pycls.heads.parts import FeatureInput, Similarity, Target
 from pycls.heads.scale import Scale
+from pycls.ranges import Range
 from pycls.registry import HEADS, SIMILARITIES
 
 
@@ -62,10 +65,8 @@ class TVMF(Similarity):
     name = "tvmf"
     domain = "cosine"
 
-    def __init__(self, in_features: int, num_classes: int, kappa: float = 16.0) -> None:
+    def __init__(self, in_features: int, num_classes: int, kappa: Annotated[float, Range(-0.5, open_left=True)] = 16.0) -> None:
         super().__init__()
-        if kappa <= -0.5:
-            raise ValueError(f"kappa is above -1/2, not {kappa}")
         self.weight = nn.Parameter(torch.empty(num_classes, in_features).normal_(0.0, in_features**-0.5))
         self.kappa = kappa
         self.spec = ScoreSpec("cosine", transform=StudentT(kappa))
@@ -94,7 +95,7 @@ class TVMF(Similarity):
 
 
 @HEADS.register("tvmf")
-def tvmf(in_features: int, num_classes: int, kappa: float = 16.0) -> Head:
+def tvmf(in_features: int, num_classes: int, kappa: Annotated[float, Range(-0.5, open_left=True)] = 16.0) -> Head:
     """The t-vMF similarity with cross entropy (Kobayashi, CVPR 2021, equation 8); no bias, no margin.
 
     Args:

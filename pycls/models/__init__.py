@@ -1,6 +1,7 @@
 """Backbones: images [N, C, H, W] -> features [N, D]. One file a family; ``create_model`` makes one, with its head."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,7 @@ def create_model(
     head: str | nn.Module = "softmax",
     head_options: dict[str, Any] | None = None,
     pretrained: bool | str = False,
+    class_names: Sequence[str] | None = None,
     **options: Any,
 ) -> Classifier:
     """The backbone of this name with a head on it.
@@ -37,8 +39,10 @@ def create_model(
             features already.
         head_options: keyword arguments of a head given by name.
         pretrained: with weights: True for the Model Zoo's of this architecture (timm's or torchvision's own for those two),
-            or the name, URL or file of some. With another head or number of classes than theirs the backbone's are taken
-            and the head starts anew.
+            or the name, URL or file of some. A head of another kind, or for other classes, is newly initialised, and only
+            the backbone's are taken.
+        class_names: names of the K classes, which the model keeps, and by which the head takes each class's weights from
+            ``pretrained`` if those name theirs; without, by position, where their number is the same.
         **options: the backbone's keyword arguments, ``in_channels`` and ``image_size`` (in pixels) among them; each
             backbone has those of the images it was made for as defaults.
 
@@ -53,6 +57,8 @@ def create_model(
     weights = _weights(name, pretrained)
     if weights is not None and weights.entry is not None:
         options = {"image_size": weights.entry.crop, **weights.entry.options, **options}
+    if class_names is not None:
+        num_classes = _number_of(class_names, num_classes)
     if name in ARCHITECTURES:
         architecture = ARCHITECTURES[name]
         num_classes = IMAGENET_CLASSES if num_classes is None else num_classes
@@ -74,12 +80,24 @@ def create_model(
     if build_head is not None:
         head = build_head(in_features=backbone.feature_dim, num_classes=num_classes, **(head_options or {}))
     assert isinstance(head, nn.Module)
+    if class_names is not None:
+        _number_of(class_names, getattr(getattr(head, "similarity", None), "num_classes", None))
     model = Classifier(backbone, head)
     if weights is not None:
         from pycls import zoo
 
-        zoo.load_into(model, weights, new_head=True)
+        zoo.load_into(model, weights, new_head=True, class_names=class_names)
+    elif class_names is not None:
+        model.class_names = list(class_names)
     return model
+
+
+def _number_of(class_names: Sequence[str], num_classes: int | None) -> int:
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise ValueError("class_names is a list of names")
+    if num_classes not in (None, len(class_names)):
+        raise ValueError(f"num_classes, or that of the head, is {num_classes}, and there are {len(class_names)} class_names")
+    return len(class_names)
 
 
 def _weights(name: str, pretrained: bool | str) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -11,7 +11,6 @@ from pycls.models.blocks import (
     Activation,
     Layers,
     check_images,
-    check_positive,
     choose_layers,
     conv,
     global_average,
@@ -26,6 +25,7 @@ from pycls.models.residual import (
     VanillaBlock,
     zero_final_gammas,
 )
+from pycls.ranges import COUNT, NONZERO_SHARE, NOT_NEGATIVE, POSITIVE
 from pycls.registry import MODELS
 
 StemType = Literal["res_stem_cifar", "res_stem_in", "simple_stem_in"]
@@ -103,16 +103,16 @@ class AnyNet(nn.Module):
         zero_init_final_gamma: bool = False,
         activation_fun: Activation = "",
         stem_type: StemType = "simple_stem_in",
-        stem_w: int = 32,
+        stem_w: Annotated[int, COUNT] = 32,
         block_type: BlockType = "res_bottleneck_block",
-        depths: tuple[int, ...] = (),
-        widths: tuple[int, ...] = (),
-        strides: tuple[int, ...] = (),
-        bot_muls: tuple[float, ...] = (),
-        group_ws: tuple[int, ...] = (),
-        head_w: int = 0,
+        depths: Annotated[tuple[int, ...], COUNT] = (),
+        widths: Annotated[tuple[int, ...], COUNT] = (),
+        strides: Annotated[tuple[int, ...], COUNT] = (),
+        bot_muls: Annotated[tuple[float, ...], POSITIVE] = (),
+        group_ws: Annotated[tuple[int, ...], COUNT] = (),
+        head_w: Annotated[int, NOT_NEGATIVE] = 0,
         se_on: bool = False,
-        se_r: float = 0.25,
+        se_r: Annotated[float, NONZERO_SHARE] = 0.25,
     ) -> None:
         super().__init__()
         if block_type not in BLOCKS or stem_type not in STEMS:
@@ -120,7 +120,6 @@ class AnyNet(nn.Module):
             raise ValueError(f"anynet has no {kind!r}; it has: {', '.join(known)}")
         if block_type not in BOTTLENECKS and (bot_muls or group_ws or se_on):
             raise ValueError(f"anynet: bot_muls, group_ws and se_on are for bottleneck blocks, not for {block_type}")
-        check_positive("anynet", stem_w=stem_w)
         stages = _read_stages(depths, widths, strides, bot_muls, group_ws, block_type)
         kernel, stride, pool = STEMS[stem_type]
         smallest = max(SMALLEST_SIDE, stride * (2 if pool else 1) * prod(stage.stride for stage in stages))
@@ -162,8 +161,6 @@ def _read_stages(
     if not depths or not len(depths) == len(widths) == len(strides):
         counts = f"{len(depths)}, {len(widths)} and {len(strides)}"
         raise ValueError(f"anynet: depths, widths and strides have an entry for each stage, not {counts}")
-    if min(*depths, *widths, *strides) < 1:
-        raise ValueError("anynet: every entry of depths, widths and strides must be at least 1")
     if block_type not in BOTTLENECKS:
         return [Stage(*entry) for entry in zip(depths, widths, strides, strict=True)]
     if not len(depths) == len(bot_muls) == len(group_ws):
@@ -171,7 +168,7 @@ def _read_stages(
         raise ValueError(f"anynet: {block_type} needs bot_muls and group_ws for {len(depths)} stages, not {counts}")
     stages = [Stage(*entry) for entry in zip(depths, widths, strides, bot_muls, group_ws, strict=True)]
     for stage in stages:
-        if stage.bot_mul <= 0 or stage.group_w < 1 or _bottleneck_width(stage) % stage.group_w:
+        if not _bottleneck_width(stage) or _bottleneck_width(stage) % stage.group_w:
             raise ValueError(
                 f"anynet: a width of {stage.width} times bot_mul {stage.bot_mul:g} cannot be cut into groups of "
                 f"{stage.group_w}"

@@ -58,13 +58,6 @@ def check_images(net: str, in_channels: int, image_size: int, smallest: int = SM
         raise ValueError(f"{message}; {remedy}" if remedy else message)
 
 
-def check_positive(net: str, **widths: int) -> None:
-    """Raises ``ValueError`` naming the first of these options that is below 1."""
-    for name, width in widths.items():
-        if width < 1:
-            raise ValueError(f"{net}: {name} must be at least 1, not {width}")
-
-
 def expect_images(images: Tensor, in_channels: int, image_size: int) -> None:
     """Raises ``ValueError`` unless ``images`` is [N, in_channels, image_size, image_size].
 

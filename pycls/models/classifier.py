@@ -19,6 +19,8 @@ class Classifier(nn.Module):
         self.head = head
         self.frozen_statistics = False
         """Whether the backbone stays in evaluation mode in training, too."""
+        self.class_names: list[str] | None = None
+        """Names of the classes, from the first on; None where nothing tells them."""
 
     def freeze_backbone(self, statistics: bool = True) -> None:
         """From now on only the head is trained; batch norm's statistics do not move either, unless they are to."""

@@ -1,6 +1,6 @@
 """DenseNet (Huang et al., CVPR 2017): every layer sees the channels of all layers before it. Names are torchvision's."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,11 @@ from pycls.models.blocks import (
     NormFactory,
     batch_norm,
     check_images,
-    check_positive,
     conv,
     global_average,
     init_he_fan_out,
 )
+from pycls.ranges import COUNT, NONZERO_SHARE, NOT_NEGATIVE, PART
 from pycls.registry import MODELS
 
 BLOCKS = {121: (6, 12, 24, 16), 161: (6, 12, 36, 24), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
@@ -98,11 +98,11 @@ class DenseNet(nn.Module):
         depth: int = 0,
         bn_eps: float = 1e-5,
         bn_mom: float = 0.1,
-        growth_rate: int = 0,
+        growth_rate: Annotated[int, NOT_NEGATIVE] = 0,
         bottleneck: bool = True,
-        bn_size: int = 4,
-        reduction: float = 0.5,
-        dropout: float = 0.0,
+        bn_size: Annotated[int, COUNT] = 4,
+        reduction: Annotated[float, NONZERO_SHARE] = 0.5,
+        dropout: Annotated[float, PART] = 0.0,
         stem: Literal["auto", "imagenet", "cifar"] = "auto",
     ) -> None:
         super().__init__()
@@ -110,10 +110,6 @@ class DenseNet(nn.Module):
         counts = _layer_counts(depth, bottleneck)
         is_imagenet = len(counts) == 4
         growth = growth_rate or ((48 if depth == 161 else 32) if is_imagenet else 12)
-        check_positive("densenet", growth_rate=growth, bn_size=bn_size)
-        if not 0 < reduction <= 1 or not 0 <= dropout < 1:
-            raise ValueError(f"densenet: reduction is above 0 up to 1 and dropout from 0 to below 1, not {reduction} and "
-                             f"{dropout}")  # fmt: skip
         if stem not in ("auto", "imagenet", "cifar"):
             raise ValueError(f"densenet: stem is auto, imagenet or cifar, not {stem!r}")
         imagenet_stem = stem == "imagenet" or (stem == "auto" and is_imagenet)

@@ -1,5 +1,7 @@
 """EfficientNet (Tan and Le, ICML 2019) with pycls's options and names."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
@@ -8,13 +10,13 @@ from pycls.models.blocks import (
     Layers,
     SqueezeExcitation,
     check_images,
-    check_positive,
     choose_layers,
     conv,
     global_average,
     init_he_fan_out,
 )
 from pycls.models.residual import Stem
+from pycls.ranges import COUNT, NONZERO_SHARE, PART
 from pycls.registry import MODELS
 
 
@@ -109,16 +111,16 @@ class EffNet(nn.Module):
         bn_eps: float = 1e-5,
         bn_mom: float = 0.1,
         activation_fun: Activation = "",
-        stem_w: int = 32,
-        depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1),
-        widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320),
-        exp_ratios: tuple[float, ...] = (1, 6, 6, 6, 6, 6, 6),
-        se_r: float = 0.25,
-        strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1),
-        kernels: tuple[int, ...] = (3, 3, 5, 3, 5, 5, 3),
-        head_w: int = 1280,
-        dc_ratio: float = 0.0,
-        dropout_ratio: float = 0.0,
+        stem_w: Annotated[int, COUNT] = 32,
+        depths: Annotated[tuple[int, ...], COUNT] = (1, 2, 2, 3, 3, 4, 1),
+        widths: Annotated[tuple[int, ...], COUNT] = (16, 24, 40, 80, 112, 192, 320),
+        exp_ratios: Annotated[tuple[float, ...], COUNT] = (1, 6, 6, 6, 6, 6, 6),
+        se_r: Annotated[float, NONZERO_SHARE] = 0.25,
+        strides: Annotated[tuple[int, ...], COUNT] = (1, 2, 2, 2, 1, 2, 1),
+        kernels: Annotated[tuple[int, ...], COUNT] = (3, 3, 5, 3, 5, 5, 3),
+        head_w: Annotated[int, COUNT] = 1280,
+        dc_ratio: Annotated[float, PART] = 0.0,
+        dropout_ratio: Annotated[float, PART] = 0.0,
     ) -> None:
         super().__init__()
         lists = (depths, widths, exp_ratios, strides, kernels)
@@ -127,12 +129,10 @@ class EffNet(nn.Module):
             raise ValueError(
                 f"effnet: depths, widths, exp_ratios, strides and kernels have an entry for each stage, not {counts}"
             )
-        if min(*depths, *widths, *strides, *kernels) < 1 or min(exp_ratios) < 1 or any(k % 2 == 0 for k in kernels):
-            raise ValueError("effnet: depths, widths, exp_ratios and strides start at 1, and kernels are odd")
-        check_positive("effnet", stem_w=stem_w, head_w=head_w, squeezed_channels=int(min(stem_w, *widths) * se_r))
-        for name, ratio in (("dc_ratio", dc_ratio), ("dropout_ratio", dropout_ratio)):
-            if not 0 <= ratio < 1:
-                raise ValueError(f"effnet: {name} must be from 0 to below 1, not {ratio}")
+        if any(k % 2 == 0 for k in kernels):
+            raise ValueError(f"effnet: kernels are odd, not {list(kernels)}")
+        if not int(min(stem_w, *widths) * se_r):
+            raise ValueError(f"effnet: se_r {se_r:g} leaves no channel of {min(stem_w, *widths)} to squeeze them into")
         smallest = 2
         for stride in strides:
             smallest *= stride

@@ -1,9 +1,12 @@
 """LeNet-5 in its modern form: ReLU and max pooling (LeCun et al. 1998; widths of Caffe's MNIST example)."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from pycls.models.blocks import batch_norm as make_batch_norm
-from pycls.models.blocks import check_images, check_positive, expect_images
+from pycls.models.blocks import check_images, expect_images
+from pycls.ranges import COUNT
 from pycls.registry import MODELS
 
 UNPADDED_FROM = 24
@@ -37,14 +40,13 @@ class LeNet5(nn.Module):
         image_size: int = 28,
         bn_eps: float = 1e-5,
         bn_mom: float = 0.1,
-        conv1_width: int = 20,
-        conv2_width: int = 50,
-        feature_dim: int = 500,
+        conv1_width: Annotated[int, COUNT] = 20,
+        conv2_width: Annotated[int, COUNT] = 50,
+        feature_dim: Annotated[int, COUNT] = 500,
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
         check_images("lenet5", in_channels, image_size)
-        check_positive("lenet5", conv1_width=conv1_width, conv2_width=conv2_width, feature_dim=feature_dim)
         self.in_channels, self.image_size, self.feature_dim = in_channels, image_size, feature_dim
         padding = 0 if image_size >= UNPADDED_FROM else 2
         side = image_size

@@ -1,8 +1,11 @@
 """LeNets++: the small net whose 2-D features the papers plot (Wen et al., ECCV 2016, table 1)."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
-from pycls.models.blocks import check_images, check_positive, expect_images, prelu_convs
+from pycls.models.blocks import check_images, expect_images, prelu_convs
+from pycls.ranges import COUNT
 from pycls.registry import MODELS
 
 
@@ -23,10 +26,9 @@ class LeNetsPlusPlus(nn.Module):
         ValueError: an image that is too small, or no features.
     """
 
-    def __init__(self, in_channels: int = 1, image_size: int = 28, feature_dim: int = 2) -> None:
+    def __init__(self, in_channels: int = 1, image_size: int = 28, feature_dim: Annotated[int, COUNT] = 2) -> None:
         super().__init__()
         check_images("lenetspp", in_channels, image_size)
-        check_positive("lenetspp", feature_dim=feature_dim)
         self.in_channels, self.image_size, self.feature_dim = in_channels, image_size, feature_dim
         layers: list[nn.Module] = []
         for w_in, w_out in ((in_channels, 32), (32, 64), (64, 128)):

@@ -1,8 +1,11 @@
 """The two MNIST nets of large-margin softmax (Liu et al., ICML 2016, table 1 and figure 2)."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
-from pycls.models.blocks import batch_norm, check_images, check_positive, expect_images, prelu_convs
+from pycls.models.blocks import batch_norm, check_images, expect_images, prelu_convs
+from pycls.ranges import COUNT
 from pycls.registry import MODELS
 
 
@@ -50,11 +53,10 @@ class LSoftmaxMnist(_PreluNet):
         image_size: int = 28,
         bn_eps: float = 1e-5,
         bn_mom: float = 0.1,
-        width: int = 64,
-        feature_dim: int = 256,
+        width: Annotated[int, COUNT] = 64,
+        feature_dim: Annotated[int, COUNT] = 256,
     ) -> None:
         check_images("lsoftmax_mnist", in_channels, image_size)
-        check_positive("lsoftmax_mnist", width=width, feature_dim=feature_dim)
         norm = batch_norm(bn_eps, bn_mom)
         maps = [norm(in_channels), *prelu_convs(in_channels, width, kernel=3, count=1, norm=norm)]
         for count in (3, 4, 3):
@@ -84,10 +86,9 @@ class LSoftmaxFig2(_PreluNet):
         image_size: int = 28,
         bn_eps: float = 1e-5,
         bn_mom: float = 0.1,
-        feature_dim: int = 2,
+        feature_dim: Annotated[int, COUNT] = 2,
     ) -> None:
         check_images("lsoftmax_fig2", in_channels, image_size)
-        check_positive("lsoftmax_fig2", feature_dim=feature_dim)
         norm = batch_norm(bn_eps, bn_mom)
         maps: list[nn.Module] = []
         for w_in, w_out in ((in_channels, 32), (32, 64), (64, 128)):

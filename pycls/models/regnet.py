@@ -1,11 +1,13 @@
 """RegNet: stages whose widths follow a quantised line (Radosavovic et al., Designing Network Design Spaces, CVPR 2020)."""
 
 from math import lcm
+from typing import Annotated
 
 import numpy as np
 
 from pycls.models.anynet import AnyNet, BlockType, StemType
 from pycls.models.blocks import Activation
+from pycls.ranges import COUNT, NONZERO_SHARE, NOT_NEGATIVE, POSITIVE, Range
 from pycls.registry import MODELS
 
 QUANTUM = 8
@@ -19,11 +21,8 @@ def regnet_stages(wa: float, w0: int, wm: float, depth: int) -> tuple[list[int],
     Raises:
         ValueError: parameters that give no net.
     """
-    if wa < 0 or w0 <= 0 or wm <= 1 or w0 % QUANTUM or depth < 1:
-        raise ValueError(
-            f"regnet needs wa from 0, w0 a multiple of {QUANTUM}, wm above 1 and a depth from 1, not wa {wa:g}, w0 {w0}, "
-            f"wm {wm:g}, depth {depth}"
-        )
+    if w0 % QUANTUM:
+        raise ValueError(f"regnet needs a w0 that is a multiple of {QUANTUM}, not {w0}")
     line = w0 + wa * np.arange(depth)
     powers = np.round(np.log(line / w0) / np.log(wm))
     blocks = np.round(w0 * np.power(wm, powers) / QUANTUM).astype(int) * QUANTUM
@@ -83,21 +82,21 @@ class RegNet(AnyNet):
         zero_init_final_gamma: bool = False,
         activation_fun: Activation = "",
         stem_type: StemType = "simple_stem_in",
-        stem_w: int = 32,
+        stem_w: Annotated[int, COUNT] = 32,
         block_type: BlockType = "res_bottleneck_block",
-        stride: int = 2,
+        stride: Annotated[int, COUNT] = 2,
         se_on: bool = False,
-        se_r: float = 0.25,
-        depth: int = 10,
-        w0: int = 32,
-        wa: float = 5.0,
-        wm: float = 2.5,
-        group_w: int = 16,
-        bot_mul: float = 1.0,
-        head_w: int = 0,
+        se_r: Annotated[float, NONZERO_SHARE] = 0.25,
+        depth: Annotated[int, COUNT] = 10,
+        w0: Annotated[int, COUNT] = 32,
+        wa: Annotated[float, NOT_NEGATIVE] = 5.0,
+        wm: Annotated[float, Range(1, open_left=True)] = 2.5,
+        group_w: Annotated[int, COUNT] = 16,
+        bot_mul: Annotated[float, POSITIVE] = 1.0,
+        head_w: Annotated[int, NOT_NEGATIVE] = 0,
     ) -> None:
-        if bot_mul <= 0 or (bot_mul > 1 and bot_mul % 1) or group_w < 1:
-            raise ValueError(f"regnet needs a bot_mul below 1 or whole and a group_w from 1, not {bot_mul:g} and {group_w}")
+        if bot_mul > 1 and bot_mul % 1:
+            raise ValueError(f"regnet needs a bot_mul below 1 or whole, not {bot_mul:g}")
         widths, depths = regnet_stages(wa, w0, wm, depth)
         fitted = [fit_groups(width, bot_mul, group_w) for width in widths]
         count = len(depths)

@@ -1,11 +1,12 @@
 """Residual networks (He et al. 2016) and ResNeXt (Xie et al. 2017), with pycls's options and module names."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
 from pycls.models.blocks import Activation, check_images, choose_layers, global_average, init_he_fan_out
 from pycls.models.residual import BasicTransform, BottleneckTransform, ResBlock, Stem, zero_final_gammas
+from pycls.ranges import COUNT
 from pycls.registry import MODELS
 
 BLOCKS = {
@@ -41,8 +42,6 @@ def _choose_transform(depth: int, trans_fun: str, num_groups: int, width_per_gro
             f"resnet: num_groups {num_groups} and width_per_group {width_per_group} need bottleneck_transform (depths "
             f"50, 101, 152); {own} has 1 and 64"
         )
-    if num_groups < 1 or width_per_group < 1:
-        raise ValueError(f"resnet: num_groups and width_per_group start at 1, not {num_groups} and {width_per_group}")
     return own
 
 
@@ -95,8 +94,8 @@ class ResNet(nn.Module):
         zero_init_final_gamma: bool = False,
         activation_fun: Activation = "",
         trans_fun: Literal["", "basic_transform", "bottleneck_transform"] = "",
-        num_groups: int = 1,
-        width_per_group: int = 64,
+        num_groups: Annotated[int, COUNT] = 1,
+        width_per_group: Annotated[int, COUNT] = 64,
         stride_1x1: bool = True,
         stem: Literal["auto", "imagenet", "cifar"] = "auto",
     ) -> None:

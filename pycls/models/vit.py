@@ -1,13 +1,14 @@
 """The vision transformer (Dosovitskiy et al., ICLR 2021), with patches or convolutions as its stem (Xiao et al. 2021)."""
 
 from math import prod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pycls.models.blocks import batch_norm, check_images, check_positive, conv, expect_images
+from pycls.models.blocks import batch_norm, check_images, conv, expect_images
+from pycls.ranges import COUNT
 from pycls.registry import MODELS
 
 
@@ -102,23 +103,22 @@ class ViT(nn.Module):
         bn_eps: float = 1e-5,
         bn_mom: float = 0.1,
         ln_eps: float = 1e-5,
-        patch_size: int = 16,
+        patch_size: Annotated[int, COUNT] = 16,
         stem_type: Literal["patchify", "conv"] = "patchify",
-        c_stem_kernels: tuple[int, ...] = (),
-        c_stem_strides: tuple[int, ...] = (),
-        c_stem_dims: tuple[int, ...] = (),
-        num_layers: int = 12,
-        num_heads: int = 12,
-        hidden_dim: int = 768,
-        mlp_dim: int = 3072,
+        c_stem_kernels: Annotated[tuple[int, ...], COUNT] = (),
+        c_stem_strides: Annotated[tuple[int, ...], COUNT] = (),
+        c_stem_dims: Annotated[tuple[int, ...], COUNT] = (),
+        num_layers: Annotated[int, COUNT] = 12,
+        num_heads: Annotated[int, COUNT] = 12,
+        hidden_dim: Annotated[int, COUNT] = 768,
+        mlp_dim: Annotated[int, COUNT] = 3072,
         classifier_type: Literal["token", "pooled"] = "token",
     ) -> None:
         super().__init__()
-        check_positive("vit", patch_size=patch_size, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim)
         check_images("vit", in_channels, image_size, max(8, patch_size), "VIT.PATCH_SIZE sets the patches")
         if image_size % patch_size:
             raise ValueError(f"vit: the side of an image must be a multiple of patch_size {patch_size}, not {image_size}")
-        if hidden_dim < 1 or hidden_dim % num_heads:
+        if hidden_dim % num_heads:
             raise ValueError(f"vit: hidden_dim {hidden_dim} cannot be shared by {num_heads} heads")
         if classifier_type not in ("token", "pooled"):
             raise ValueError(f"vit: classifier_type is token or pooled, not {classifier_type!r}")
@@ -187,7 +187,7 @@ def _check_conv_stem(
     if not dims or not len(kernels) == len(strides) == len(dims):
         counts = f"{len(kernels)}, {len(strides)} and {len(dims)}"
         raise ValueError(f"vit: c_stem_kernels, c_stem_strides and c_stem_dims have an entry a convolution, not {counts}")
-    if min(*kernels, *strides, *dims) < 1 or kernels[-1] % 2 == 0 or any(kernel != 3 for kernel in kernels[:-1]):
+    if kernels[-1] % 2 == 0 or any(kernel != 3 for kernel in kernels[:-1]):
         raise ValueError(f"vit: c_stem_kernels are 3, and the last one any odd number, not {list(kernels)}")
     if prod(strides) != patch_size or dims[-1] != hidden_dim:
         raise ValueError(

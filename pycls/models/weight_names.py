@@ -2,10 +2,12 @@
 
 Which names go together follows from the model, so that a name too many, one too few or another shape is found. Numbers
 are never changed: all three keep every weight in the same order, but for the colours that the first convolution sees,
-of which :func:`turn_colours` changes the order. Earlier versions of their names are read as well: of
-pycls's ViT, which had its attention under PyTorch's names and its positions as [L, 1, D], and of torchvision's files.
+of which :func:`turn_colours` changes the order. Other versions of their names are read as well: of pycls's ViT with
+linear layers for its attention and positions as [1, L, D] (branches of its repository), of the RBF-Softmax repository,
+which was made from pycls, and of torchvision's files.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
@@ -22,6 +24,8 @@ from pycls.models.residual import BottleneckTransform
 from pycls.models.resnets import ResNet
 from pycls.models.vit import ViT
 
+logger = logging.getLogger(__name__)
+
 Form = Literal["ours", "pycls", "torchvision"]
 FORMS: tuple[Form, ...] = ("ours", "pycls", "torchvision")
 
@@ -31,7 +35,8 @@ STEPS = "head.steps"
 _OWN = (STEPS,)
 
 _HEAD = re.compile(r"head\.similarity\.(weight|bias)")
-_ATTENTION = re.compile(r"self_attention\.(?:block\.in_proj_|block\.(out_proj)\.)(weight|bias)")
+_POSITIONS = "pos_embedding"
+_RBF_BIAS = "head.fc.bias"
 
 
 def to_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dict[str, Tensor]:
@@ -46,12 +51,14 @@ def to_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dic
         InputError: names that are missing or unknown, or shapes that are not the model's, each with the first few; or a
             model that the form does not have.
     """
-    if form == "pycls" and isinstance(model.backbone, ViT):
-        weights = _first_vit(weights)
+    if form == "pycls":
+        weights = _as_pycls_today(weights, model)
     if form == "torchvision":
         weights = _first_torchvision(weights)
     renamed = _rename(weights, {theirs: ours for ours, theirs in names(model, form).items()}, f"{form}'s names")
     own = model.state_dict()
+    if form == "pycls":
+        renamed = _turn_positions(renamed, model, 0)
     wrong = [
         f"{name} is {list(tensor.shape)} and should be {list(own[name].shape)}"
         for name, tensor in renamed.items()
@@ -64,7 +71,12 @@ def to_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dic
 
 def from_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dict[str, Tensor]:
     """A whole model's weights under the names of ``form``. Arguments and errors are those of :func:`to_ours`."""
-    return _rename(weights, names(model, form), "our names", skip=_OWN if form != "ours" else ())
+    renamed = _rename(weights, names(model, form), "our names", skip=_OWN if form != "ours" else ())
+    if form == "pycls":
+        renamed = _turn_positions(renamed, model, 1)
+        if is_rbf(model):
+            renamed[_RBF_BIAS] = torch.zeros(len(renamed["head.fc.weight"]))  # its repository has one, and never uses it
+    return renamed
 
 
 def names(model: Classifier, form: Form) -> dict[str, str]:
@@ -81,9 +93,15 @@ def names(model: Classifier, form: Form) -> dict[str, str]:
     head = [name for name in ours if name.startswith("head.") and name not in _OWN]
     if rename is None:
         raise InputError(f"{form} has no model such as this {type(backbone).__name__}")
-    if sorted(head) != ["head.similarity.bias", "head.similarity.weight"]:
+    if sorted(head) != ["head.similarity.bias", "head.similarity.weight"] and not (form == "pycls" and is_rbf(model)):
         raise InputError(f"{form} has the linear layer of a softmax head only; this model's head has {', '.join(head)}")
     return {name: rename(name.removeprefix("backbone.")) for name in ours if name not in _OWN}
+
+
+def is_rbf(model: Classifier) -> bool:
+    """Whether its head is that of the RBF-Softmax repository."""
+    head = [name for name in model.head.state_dict() if f"head.{name}" not in _OWN]
+    return head == ["similarity.weight"] and getattr(model.head.similarity, "name", "") == "rbf"
 
 
 def first_convolution(model: Classifier) -> str:
@@ -135,16 +153,41 @@ def _pycls(backbone: object) -> Callable[[str], str] | None:
     """Our name without ``backbone.`` -> pycls's. What is before its last linear layer is the backbone's here."""
     if not isinstance(backbone, ResNet | AnyNet | EffNet | ViT):
         return None
-    linear = "head.head_fc" if isinstance(backbone, ViT) else "head.fc"
-    return lambda name: re.sub(r"^head_conv\.", "head.", _HEAD.sub(rf"{linear}.\1", name))
+    if isinstance(backbone, ViT):
+        return _pycls_vit
+    return lambda name: re.sub(r"^head_conv\.", "head.", _HEAD.sub(r"head.fc.\1", name))
 
 
-def _first_vit(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ViT of pycls's first version as one of its last."""
-    renamed = {_ATTENTION.sub(lambda m: f"self_attention.{m[1] or 'attn_proj'}.{m[2]}", n): w for n, w in weights.items()}
-    positions = renamed.get("pos_embedding")
-    if positions is not None and positions.ndim == 3 and positions.shape[1] == 1 < positions.shape[0]:
-        renamed["pos_embedding"] = positions.transpose(0, 1)
+def _pycls_vit(name: str) -> str:
+    """pycls has PyTorch's module for attention, as ``block`` of its own."""
+    name = _HEAD.sub(r"head.head_fc.\1", name)
+    return re.sub(r"self_attention\.(?:attn_proj\.|(out_proj\.))", lambda m: f"self_attention.block.{m[1] or 'in_proj_'}", name)
+
+
+def _turn_positions(weights: dict[str, Tensor], model: Classifier, places: Literal[0, 1]) -> dict[str, Tensor]:
+    """With a ViT's positions as [1, L, D] (``places`` 0, as here) or [L, 1, D] (1, as in pycls), whichever they are now."""
+    name = _POSITIONS if places else f"backbone.{_POSITIONS}"
+    positions = weights.get(name)
+    if not isinstance(model.backbone, ViT) or positions is None or positions.ndim != 3 or positions.shape[places] == 1:
+        return weights
+    return weights | {name: positions.transpose(0, 1).contiguous()}
+
+
+def _as_pycls_today(weights: Mapping[str, Tensor], model: Classifier) -> dict[str, Tensor]:
+    """Names of versions of pycls as those of its main branch.
+
+    The RBF-Softmax repository has ``se.conv1`` and ``se.f_ex.0`` in its EfficientNets for ``se.f_ex.0`` and ``se.f_ex.2``,
+    and a bias in its head that is neither trained nor used.
+    """
+    renamed = {}
+    for name, weight in weights.items():
+        first = re.sub(r"\.se\.f_ex\.0\.(weight|bias)$", r".se.conv1.\1", name)
+        if first != name and first in weights:
+            name = name.replace(".f_ex.0.", ".f_ex.2.")
+        name = re.sub(r"\.se\.conv1\.(weight|bias)$", r".se.f_ex.0.\1", name)
+        renamed[_pycls_vit(name) if isinstance(model.backbone, ViT) else name] = weight
+    if is_rbf(model) and renamed.pop(_RBF_BIAS, None) is not None:
+        logger.info("%s is dropped: RBF-Softmax has no bias, and that in its repository's files is never used", _RBF_BIAS)
     return renamed
 
 

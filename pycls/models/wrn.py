@@ -1,16 +1,18 @@
 """Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): few layers, many channels, pre-activation."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from pycls.models.blocks import (
     NormFactory,
     batch_norm,
     check_images,
-    check_positive,
     conv,
     global_average,
     init_he_fan_out,
 )
+from pycls.ranges import COUNT, PART
 from pycls.registry import MODELS
 
 
@@ -61,17 +63,14 @@ class WideResNet(nn.Module):
         depth: int = 28,
         bn_eps: float = 1e-5,
         bn_mom: float = 0.1,
-        widen_factor: int = 10,
-        dropout: float = 0.0,
+        widen_factor: Annotated[int, COUNT] = 10,
+        dropout: Annotated[float, PART] = 0.0,
     ) -> None:
         super().__init__()
         depth = depth or 28
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"wrn has depths 6 n + 4: 10, 16, 22, 28, 34, 40 ..., not {depth}")
         check_images("wrn", in_channels, image_size)
-        check_positive("wrn", widen_factor=widen_factor)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"wrn: dropout must be from 0 to below 1, not {dropout}")
         norm = batch_norm(bn_eps, bn_mom)
         self.stem = conv(in_channels, 16, 3)
         blocks: list[nn.Module] = []

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from pycls.engine.checkpoints import load_model_state
 from pycls.engine.state_file import load_weights
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
-from pycls.models.weight_names import FORMS, STEPS, Form, first_convolution, names, to_ours, turn_colours
+from pycls.models.weight_names import FORMS, STEPS, Form, first_convolution, is_rbf, names, to_ours, turn_colours
 from pycls.registry import HEADS
 from pycls.runtime.download import is_url, shown
 from pycls.zoo.catalogue import Colours, Entry, entries, find
+from pycls.zoo.head_classes import PREFIX, head_for_classes, names_in, number_of_classes
 from pycls.zoo.store import fetch
 
 logger = logging.getLogger(__name__)
 
 _ENDINGS = (".safetensors", ".pyth", ".pth", ".pt", ".bin", ".ckpt")
-_HEAD = "head."
 _PYCLS_COLOURS: dict[str, Colours] = {"imagenet": "BGR", "cifar": "RGB"}
 
 
@@ -47,6 +48,16 @@ class Weights:
     data: str = ""
     entry: Entry | None = None
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def split(self) -> str:
+        """The part of ``data`` that they were trained on; empty if nothing says it."""
+        return str(self.about.get("split") or _option(self.about, "SPLIT"))
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Of their classes, from the first on; None if nothing tells them. Raises InputError for what are no names."""
+        return names_in(self.about.get("class_names"), sys.maxsize, self.source)
 
 
 def load(source: str | Path) -> Weights:
@@ -73,12 +84,14 @@ def load(source: str | Path) -> Weights:
             raise InputError(f"no such file: {text}; and {error}") from None
         path = fetch(entry.url, entry.sha256)
     state, about = load_weights(path)
-    data = entry.data if entry else about.get("data") or _dataset(about)
+    data = entry.data if entry else about.get("data") or _option(about, "DATASET")
     colours = entry.colours if entry else about.get("colours") or ("RGB" if is_ours(state) else pycls_colours(data))
     return Weights(state, text, colours, data, entry, about)
 
 
-def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> None:
+def load_into(
+    model: Classifier, weights: Weights, new_head: bool = False, class_names: Sequence[str] | None = None, data: str = ""
+) -> None:
     """Copies weights into a classifier of the same architecture.
 
     A model whose weights want BGR gets the first convolution's input channels in the opposite order, so that it takes RGB
@@ -88,26 +101,30 @@ def load_into(model: Classifier, weights: Weights, new_head: bool = False) -> No
     Args:
         model: a classifier.
         weights: from :func:`load`.
-        new_head: whether a head of another kind, or for other classes, is left as it is, which a line of the log says;
-            else the head's weights must fit too.
+        new_head: whether the head's weights go to the classes of the same names, and a head of another kind, or for other
+            classes, is left as it is, which a line of the log says; else the head's weights must fit as they are.
+        class_names: of the model's classes, for ``new_head``; None where nothing tells them. The model has those that are
+            known as ``class_names`` afterwards.
+        data: the data set of these classes, for ``new_head``; empty if nothing says it.
 
     Raises:
-        InputError: they are another model's weights.
+        InputError: they are another model's weights, or their names of classes cannot be that.
     """
     _check_options(model, weights)
-    own = dict(model.state_dict())
     state = _in_our_names(model, weights)
     if weights.colours == "BGR":
         state = turn_colours(state, model)
     elif weights.colours is None and _form(model, weights) == "pycls" and state[first_convolution(model)].shape[1] == 3:
         logger.warning("%s does not say whether its weights want RGB or BGR: RGB is assumed (tools/convert_weights.py "
                        "--from-colours BGR turns them)", weights.source)  # fmt: skip
-    given = {name: tensor for name, tensor in state.items() if name.startswith(_HEAD)}
-    kept = {name: tensor for name, tensor in own.items() if name.startswith(_HEAD)}
-    if new_head and {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in kept.items()}:
-        logger.info("%s: the backbone's weights are kept, the head starts anew: %s", weights.source, _difference(given, kept))
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(_HEAD)} | kept
+    about, known = weights.about.get("class_names"), None
+    if new_head:
+        given = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+        head, known = head_for_classes(model.head, given, about, class_names, weights.source, weights.data, data)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+        state |= {PREFIX + name: tensor for name, tensor in head.items()}
     load_model_state(model, state, weights.source)
+    model.class_names = known if new_head else names_in(about, number_of_classes(model.head), weights.source)
 
 
 def _in_our_names(model: Classifier, weights: Weights) -> dict[str, Tensor]:
@@ -119,11 +136,19 @@ def _in_our_names(model: Classifier, weights: Weights) -> dict[str, Tensor]:
     form = _form(model, weights)
     classifier = names(_with_linear(model, 1), form)["head.similarity.weight"]
     classes = len(weights.state[classifier]) if classifier in weights.state else 1
+    own = model.state_dict().get("head.similarity.weight")
+    rbf = form == "pycls" and is_rbf(model) and own is not None and classes == len(own) and _may_be_rbf(weights)
     try:
-        state = to_ours(weights.state, _with_linear(model, classes), form)
+        state = to_ours(weights.state, model if rbf else _with_linear(model, classes), form)
     except InputError as error:
         raise InputError(f"{weights.source}: {error}") from None
     return state | steps
+
+
+def _may_be_rbf(weights: Weights) -> bool:
+    """Whether the head in these weights under pycls's names can be an RBF-Softmax, which they need not say."""
+    options = _options(weights.about).get("MODEL")
+    return weights.entry is None and (not isinstance(options, dict) or options.get("LOGITS_TYPE") == "rbf_logit")
 
 
 def _form(model: Classifier, weights: Weights) -> Form:
@@ -143,13 +168,6 @@ def _with_linear(model: Classifier, classes: int) -> Classifier:
     """The model with a linear classifier of so many classes on it; one without storage."""
     with torch.device("meta"):
         return Classifier(model.backbone, HEADS.get("softmax")(in_features=model.backbone.feature_dim, num_classes=classes))
-
-
-def _difference(given: dict[str, Tensor], kept: dict[str, Tensor]) -> str:
-    there, here = (state.get("head.similarity.weight") for state in (given, kept))
-    if there is None or here is None or given.keys() != kept.keys():
-        return "it is another one" if given else "these weights have none"
-    return f"it had {there.shape[0]} classes, and there are {here.shape[0]} now"
 
 
 def _check_options(model: Classifier, weights: Weights) -> None:
@@ -176,9 +194,17 @@ def pycls_colours(data: str) -> Colours | None:
     return next((order for name, order in _PYCLS_COLOURS.items() if data.lower().startswith(name)), None)
 
 
-def _dataset(about: dict[str, Any]) -> str:
-    """Of pycls's checkpoint (``cfg``) or of ours (``config``): what the configuration in it trains on."""
+def _option(about: dict[str, Any], key: str) -> str:
+    """An option of TRAIN in the configuration in a checkpoint; empty if there is none."""
+    training = _options(about).get("TRAIN")
+    return str(training.get(key) or "") if isinstance(training, dict) else ""
+
+
+def _options(about: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in pycls's checkpoint (``cfg``) or in ours (``config``); empty if there is none that can be read."""
+    text = about.get("cfg") or about.get("config")
     try:
-        return str(yaml.safe_load(about.get("cfg") or about["config"])["TRAIN"]["DATASET"])
-    except (KeyError, TypeError, AttributeError, yaml.YAMLError):
-        return ""
+        options = yaml.safe_load(text) if isinstance(text, str) else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return options if isinstance(options, dict) else {}

@@ -212,6 +212,7 @@ def test_a_file_for_a_vision_transformer(write: Write) -> None:
     assert set(by_decay) == {0.24, 0.0} and all(p.dim() > 1 for p in by_decay[0.24])
     assert [line.split()[1] for line in notices] == [
         "OPTIM.MTA", "FSDP.ENABLED", "FSDP.DO_NOT_RESHARD_AFTER_FW", "FSDP.MIXED_PRECISION", "FSDP.LAYER_NORM_FP32",
+        "LAUNCH.GPU_TYPE",
     ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The dumped YAML is the run's whole recipe, and two recipes can be compared."""
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -48,11 +49,13 @@ def random_value(rng: random.Random, option: Option) -> Any:
     if isinstance(option.default, bool):
         return rng.random() < 0.5
     if isinstance(option.default, int):
-        return max(int(option.low or 0), rng.choice([1, 2, 7, 10**6, 10**20]))
+        return rng.choice([n for n in (1, 2, 7, 10**6, 10**18) if option.range and n in option.range])
     if isinstance(option.default, float):
-        low = option.low or 0.0
-        high = option.high if option.high is not None else low + rng.choice([1.0, 1e-9, 1e12])
-        return low + (high - low) * rng.random() if rng.random() < 0.8 else low
+        assert option.range is not None
+        low = option.range.low
+        high = option.range.high if option.range.high < math.inf else low + rng.choice([1.0, 1e-9, 1e12])
+        number = low + (high - low) * rng.random() if rng.random() < 0.8 else low
+        return number if number in option.range else option.default
     if isinstance(option.default, list):
         return rng.sample(WORDS, rng.randrange(3))
     return rng.choice(WORDS)

@@ -23,7 +23,7 @@ def test_every_core_option_with_type_default_choices_and_meaning(monkeypatch: py
         kind = "bool|str" if key == "TRAIN.MIXED_PRECISION" else type(option.default).__name__
         assert f"{key} {kind}" in flat, key
         assert f"= {option.default!r} {collapse(option.help)}" in flat, key
-    assert "one of sgd, adam, adamw" in flat and "from 0 to 1" in flat
+    assert "one of sgd, adam, adamw" in flat and "at least 0 and below 1" in flat
     assert "Models:" in flat and "lenet5" in flat and "Data sets:" in flat and "Heads:" in flat
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from data_makers import array_dataset
 
-from pycls.data.dataset import check_num_classes, class_counts, held_out, resolve_root
+from pycls.data.dataset import absent_classes, check_num_classes, class_counts, held_out, resolve_root
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 
@@ -103,3 +103,13 @@ def test_digits():
 
 def test_every_built_in_set_is_registered():
     assert {"digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder"} <= set(DATASETS.names())
+
+
+def test_classes_without_images_are_named() -> None:
+    assert absent_classes(torch.tensor([3, 1]), ["a", "b"]) == ""
+    counts = class_counts(torch.tensor([1, 2, 3]), 4)
+    assert absent_classes(counts, list("0123")) == "1 of 4 classes has no training images: 0; labels count from 0"
+    counts = class_counts(torch.tensor([1, 5, 10]), 14)
+    assert absent_classes(counts, ["cat", "dog", "2", "owl", "eel"]) == (
+        "11 of 14 classes have no training images: 0 (cat), 2, 3 (owl), 4 (eel), 6 and 6 more; labels count from 0"
+    )

@@ -19,6 +19,8 @@ from pycls.data.image_folder import ImageFolder
 from pycls.data.loader import EvalLoader, TrainLoader
 
 ROOT = Path(__file__).parents[2]
+MEAN, MOST = 0.6, 2
+"""Grey levels between a compiled cut and Pillow's, which rounds after each axis: on average, at most; docs/data.md has them."""
 
 
 @pytest.fixture
@@ -46,11 +48,13 @@ def detailed(width: int, height: int, seed: int = 0) -> Image.Image:
 def compare(data: bytes, cut: Cut, size: int, cutter: native.JpegCutter) -> np.ndarray:
     """The differences from Pillow's result, in grey levels."""
     assert cutter.shape(data) is not None
-    return np.abs(cutter.cut(data, cut, size).astype(int) - cut_array(decode(data), cut, size))
+    made = cutter.cut(data, cut, size)
+    assert made is not None
+    return np.abs(made.astype(int) - cut_array(decode(data), cut, size))
 
 
 def whole_image(height: int, width: int) -> Cut:
-    return Cut((0, 0, width, height), (0, 0, width, height), flip=False, finest=2.0)
+    return Cut((0, 0, width, height), (0, 0, width, height), flip=False)
 
 
 FORMS = {
@@ -76,14 +80,13 @@ def test_cuts_are_pillows(form: str, cutter: native.JpegCutter) -> None:
         for case in range(30):
             if case % 2:
                 cut = train_cut(height, width, seed, 0, case, hflip=True)
-                cut = Cut(cut.box, cut.clip, cut.flip, finest=1e9)
             else:
                 left, top = random.uniform(0, width - 9), random.uniform(0, height - 9)
                 box = (left, top, random.uniform(left + 1, width), random.uniform(top + 1, height))
-                cut = Cut(box, (0, 0, width, height), case % 4 == 0, finest=1e9)
+                cut = Cut(box, (0, 0, width, height), case % 4 == 0)
             size = int(random.choice([1, 7, 16, 40, 90]))
             difference = compare(data, cut, size, cutter)
-            assert difference.mean() <= (0.6 if size > 1 else 1) and difference.max() <= 2, (cut, size)
+            assert difference.mean() <= (MEAN if size > 1 else 1) and difference.max() <= MOST, (cut, size)
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (1, 300), (300, 1), (8, 8), (9, 17), (2000, 16)])
@@ -91,7 +94,7 @@ def test_tiny_and_narrow_images(width: int, height: int, cutter: native.JpegCutt
     data = jpeg(photograph(width, height))
     for index in range(20):
         for cut in (train_cut(height, width, 0, 0, index, True), eval_cut(height, width, 8, 9)):
-            assert compare(data, Cut(cut.box, cut.clip, cut.flip, 1e9), 8, cutter).max() <= 2
+            assert compare(data, cut, 8, cutter).max() <= 2
 
 
 def test_evaluation_pixels_of_real_photographs(real_data: str, cutter: native.JpegCutter) -> None:
@@ -107,12 +110,32 @@ def test_evaluation_pixels_of_real_photographs(real_data: str, cutter: native.Jp
         assert np.abs(ours - expected).mean() <= 0.5, file
 
 
-def test_scaled_decoding_is_close(cutter: native.JpegCutter) -> None:
-    """A box 8 times the size is decoded at an eighth or a quarter: the picture is the same, and does not move."""
-    data = jpeg(photograph(903, 701))
-    for finest, tolerance in ((1.0, 1.5), (2.0, 0.8)):
-        for box in ((10.0, 20.0, 650.0, 660.0), (263.0, 61.0, 903.0, 701.0)):
-            assert compare(data, Cut(box, (0, 0, 903, 701), False, finest), 80, cutter).mean() < tolerance
+def test_training_crops_of_real_photographs(real_data: str, cutter: native.JpegCutter) -> None:
+    """Of any side: no more than what Pillow's rounding twice makes."""
+    files = sorted((Path(real_data) / "imagenet_photos").rglob("*.JPEG"))[::12]
+    if not files:
+        pytest.skip("PYCLS_TEST_DATA holds no imagenet_photos")
+    for number, file in enumerate(files):
+        data = file.read_bytes()
+        whole = decode(data)
+        for size in (16, 48, 224):
+            cut = train_cut(*whole.shape[:2], number, 0, size, hflip=True)
+            made = decode_cut(data, lambda h, w, cut=cut: cut, size, cutter)
+            difference = np.abs(made.astype(int) - cut_array(whole, cut, size))
+            assert difference.mean() <= MEAN and difference.max() <= MOST, (file, size)
+
+
+@pytest.mark.parametrize("size", [16, 24, 40])
+def test_small_squares_of_large_images(size: int, cutter: native.JpegCutter) -> None:
+    """Boxes of up to 44 times the square's side, full of detail: decoding at a smaller scale would show."""
+    picture = detailed(903, 701)
+    data = jpeg(picture)
+    for index in range(6):
+        cut = train_cut(701, 903, 0, 0, index, hflip=True)
+        difference = compare(data, cut, size, cutter)
+        assert difference.mean() <= MEAN and difference.max() <= MOST
+    difference = compare(data, whole_image(701, 903), size, cutter)
+    assert difference.mean() <= MEAN and difference.max() <= MOST
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 3, 6, 9])
@@ -146,7 +169,7 @@ def test_other_colour_spaces(make, cutter: native.JpegCutter) -> None:
 
 
 def test_random_damage_never_crashes(cutter: native.JpegCutter) -> None:
-    """Bytes changed anywhere: pixels or a ValueError."""
+    """Bytes changed anywhere: pixels, or it is left to Pillow."""
     random = np.random.default_rng(0)
     for form in ("420", "progressive", "restarts"):
         whole = jpeg(detailed(60, 44), **FORMS[form])
@@ -154,12 +177,10 @@ def test_random_damage_never_crashes(cutter: native.JpegCutter) -> None:
             data = bytearray(whole)
             for place in random.integers(2, len(data) - 2, 3):
                 data[place] = random.integers(256)
-            try:
-                shape = cutter.shape(bytes(data))
-                if shape is not None and max(shape) < 2000:
-                    cutter.cut(bytes(data), eval_cut(*shape, 16, 18), 16)
-            except ValueError as error:
-                assert str(error)
+            shape = cutter.shape(bytes(data))
+            if shape is not None and max(shape) < 2000:
+                made = cutter.cut(bytes(data), eval_cut(*shape, 16, 18), 16)
+                assert made is None or made.shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("train", [True, False])

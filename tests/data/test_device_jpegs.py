@@ -33,8 +33,6 @@ from pycls.errors import InputError, RunError
 SIDE = 32
 TOLERANCE = 1.0
 """Grey levels of 255, on average over an image."""
-UNSCALED = 48
-"""A side that only cuts of the large, smooth picture have twice: the compiled cutter decodes such in training at half size."""
 
 
 def jpeg(picture: Image.Image, **options: object) -> bytes:
@@ -175,7 +173,7 @@ def test_training_batches_are_those_of_the_loading_processes(tmp_path: Path, nat
     data = write_photos(tmp_path)
 
     def batches(decode_on_device: bool) -> list[Batch]:
-        loader = TrainLoader(data, 9, seed=5, im_size=UNSCALED, native=native, channels_last=channels_last,
+        loader = TrainLoader(data, 9, seed=5, native=native, channels_last=channels_last,
                              decode_on_device=decode_on_device)  # fmt: skip
         return [batch for epoch in range(3) for batch in loader.epoch(epoch)]
 
@@ -191,8 +189,7 @@ def test_real_photographs(real_data: str, tmp_path: Path) -> None:
         (tmp_path / "val" / "photo" / file.name).symlink_to(file)
     data = ImageFolder(str(tmp_path), "val", im_size=224)
     assert_same(*(list(EvalLoader(data, 8, decode_on_device=on)) for on in (True, False)), data)
-    # by Pillow: in training the compiled cutter decodes large photographs at half their size, which is further off
-    made = [list(TrainLoader(data, 8, native=False, decode_on_device=on).epoch(0)) for on in (True, False)]
+    made = [list(TrainLoader(data, 8, decode_on_device=on).epoch(0)) for on in (True, False)]
     assert_same(*made, data)
 
 

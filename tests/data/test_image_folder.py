@@ -66,7 +66,7 @@ def test_folders_that_do_not_fit(tmp_path):
     (tmp_path / "val" / "cat").mkdir()
     with pytest.raises(InputError, match=r"val has the class 'cat', which .*train has not"):
         ImageFolder(str(tmp_path), "val")
-    with pytest.raises(InputError, match="IM_SIZE"):
+    with pytest.raises(ValueError, match="im_size: expected at least 1, found 0"):
         ImageFolder(str(tmp_path), "train", im_size=0)
     for file in (tmp_path / "test").rglob("*.JPEG"):
         file.unlink()
@@ -95,7 +95,7 @@ def test_colour_modes(tmp_path, mode):
 def test_sixteen_bit_grey_and_transparent_palettes(tmp_path):
     grey = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    assert np.array_equal(decode((tmp_path / "grey.png").read_bytes()), np.repeat((grey >> 8)[:, :, None], 3, axis=2))
+    assert np.array_equal(decode((tmp_path / "grey.png").read_bytes()), np.repeat(np.round(grey / 257)[:, :, None], 3, axis=2))
     palette = photograph(30, 20).convert("P")
     palette.save(tmp_path / "palette.png", transparency=bytes([0, 128, 255]))
     assert np.array_equal(decode((tmp_path / "palette.png").read_bytes()), np.asarray(palette.convert("RGB")))

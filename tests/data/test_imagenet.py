@@ -1,26 +1,20 @@
-"""ImageNet's folders, names and devkit, in small; tar files; the list of files that is kept."""
+"""ImageNet's folders, names and devkit, in small; the list of files that is kept."""
 
-import io
 import os
-import pickle
 import shutil
-import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bad_files import encoded, photograph
+from bad_files import photograph
 
 from pycls.data import file_index
 from pycls.data.dataset import MissingSplit
 from pycls.data.file_index import list_images
 from pycls.data.image_folder import ImageFolder
 from pycls.data.imagenet import ImageNet
-from pycls.data.loader import EvalLoader
-from pycls.data.tar_index import expand
-from pycls.data.webdataset import WebDataset
 from pycls.errors import InputError
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
@@ -165,56 +159,3 @@ def test_a_second_start_on_imagenet_takes_two_seconds(tmp_path: Path, monkeypatc
     took = time.perf_counter() - start
     assert len(second) == 1_281_000 and second.describe(1_280_999) == first.describe(1_280_999)
     assert took <= 2.0, took
-
-
-def write_tar(path: Path, first: int, count: int, label: str = "cls") -> None:
-    with tarfile.open(path, "w") as tar:
-        for i in range(first, first + count):
-            label_text = str(i % 3) if label == "cls" else f'{{"label": {i % 3}}}'
-            for suffix, content in (("jpg", encoded("JPEG", quality=50 + i)), (label, label_text.encode()), ("txt", b"x")):
-                info = tarfile.TarInfo(f"part/{i:04}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-
-
-@pytest.mark.parametrize("label", ["cls", "json"])
-def test_tar_files(tmp_path: Path, cache: Path, label: str) -> None:
-    for k in range(3):
-        write_tar(tmp_path / f"train-{k:03}.tar", 5 * k, 5, label)
-    write_tar(tmp_path / "val.tar", 50, 4, label)
-    options = {"train": "train-{000..002}.tar", "val": "val.tar", "im_size": 16}
-    for _ in range(2):  # the second time by the kept index
-        data = WebDataset(str(tmp_path), "train", **options)
-        assert len(data) == 15 and data.labels.tolist() == [i % 3 for i in range(15)] and data.class_names == ["0", "1", "2"]
-        assert [data.read(i) == encoded("JPEG", quality=50 + i) for i in (14, 0, 7)] == [True] * 3
-        assert data.describe(7) == f"{tmp_path}/train-001.tar:part/0007"
-        assert len(list(cache.iterdir())) >= 3
-    data.read(0)
-    assert pickle.loads(pickle.dumps(data)).read(3) == data.read(3)
-    assert len(WebDataset(str(tmp_path), "trainval", **options)) == 19
-    val = WebDataset(str(tmp_path), "val", **options)
-    passes = [[b.images for b in EvalLoader(val, 2, num_workers=n)] for n in (0, 2)]
-    assert all(torch.equal(a, b) for a, b in zip(*passes, strict=True))
-
-
-def test_tar_files_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"name the tar files with WEBDATASET\.TRAIN"):
-        WebDataset(str(tmp_path), "train")
-    with pytest.raises(InputError, match=r"a-1\.tar cannot be read: No such file"):
-        WebDataset(str(tmp_path), "train", train="a-{1..2}.tar")
-    (tmp_path / "a.tar").write_bytes(b"no tar" * 1000)
-    with pytest.raises(InputError, match=r"a\.tar is no readable tar file"):
-        WebDataset(str(tmp_path), "train", train="a.tar")
-    write_tar(tmp_path / "b.tar", 0, 2, "tag")
-    with pytest.raises(InputError, match=r"b\.tar: the image part/0000 has no label"):
-        WebDataset(str(tmp_path), "train", train="b.tar")
-    with pytest.raises(InputError, match=r"install iopath|cannot be fetched"):
-        WebDataset(str(tmp_path), "train", train="nowhere://bucket/a.tar")
-    with pytest.raises(MissingSplit):
-        WebDataset(str(tmp_path), "test", train="b.tar")
-
-
-def test_patterns() -> None:
-    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert expand("{x,y}/{1..2}.tar") == ["x/1.tar", "x/2.tar", "y/1.tar", "y/2.tar"]
-    assert expand("plain.tar") == ["plain.tar"]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from bad_files import photograph
 
 from pycls.data import image_files
@@ -71,13 +70,13 @@ def test_csv(photos: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", r"train\.txt is empty"),
+        ("", r"IMAGE_LIST\.TRAIN: .*train\.txt: the list is empty"),
         ("a.jpg 0\nb.jpg\n", r"train\.txt:2: expected a path and a label"),
-        ("a.jpg 0\n\nb.jpg 1\n", r"train\.txt:2: expected a path and a label"),
+        ("a.jpg 0\n\nb.jpg\n", r"train\.txt:3: expected a path and a label"),
         ("a.jpg 0\nb.jpg one\n", r"train\.txt:2: the label 'one' is no whole number"),
-        ("a.jpg 0\nb.jpg -1\n", r"train\.txt:2: the label -1 is negative"),
+        ("a.jpg 0\nb.jpg -1\n", r"train\.txt:2: the label '-1' is negative"),
         ("train/ant/01 x.jpg 0\nnowhere.jpg 1\n", r"train\.txt: there is no file .*nowhere\.jpg; 1 of 2 files"),
-        ("a.jpg 0\nb.jpg 1\n", r"train\.txt: there is no file .*a\.jpg; all of 2 files .* relative to FOLDER"),
+        ("a.jpg 0\nb.jpg 1\n", r"train\.txt: there is no file .*a\.jpg; all of 2 files .* relative to IMAGE_LIST\.FOLDER"),
     ],
 )
 def test_lists_that_cannot_be(photos: Path, text: str, message: str) -> None:
@@ -179,11 +178,23 @@ def test_a_long_list_is_looked_through_in_part(photos: Path, monkeypatch: pytest
 
 def test_classes_are_those_trained_on(photos: Path) -> None:
     data = load(photos, val="val.txt")
-    assert with_classes(data, ["zebra", "cat", "bee", "ant"]).labels[:3].tolist() == [2, 3, 1]
-    assert data.class_names == ["zebra", "cat", "bee", "ant"]
+    data, said = with_classes(data, ["zebra", "cat", "bee", "ant"], "w.pth")
+    assert data.labels[:3].tolist() == [2, 3, 1] and data.class_names == ["zebra", "cat", "bee", "ant"]
+    assert "its 3 classes are found by their names among the 4 of w.pth" in said
     other = load(photos, val="val.txt")
-    assert with_classes(other, ["0", "1", "2"]).class_names == ["bee", "ant", "cat"], "no name in common: numbers are taken"
-    with pytest.raises(InputError, match="has the class 'ant', which is none of the 2 classes trained on"):
-        with_classes(other, ["bee", "cat"])
+    other.labels[0] = -1
+    with pytest.raises(InputError, match=r"has the class 'ant', which is not one of the 2 classes of w\.pth"):
+        with_classes(other, ["bee", "cat"], "w.pth")
+    with pytest.raises(InputError, match=r"has the class 'cat'.* or not the only one of that name"):
+        with_classes(other, ["bee", "cat", "ant", "cat"], "w.pth")
+    with pytest.raises(InputError, match=r"none of its 3 classes \(bee, ant, cat\) .* \(0, 1, 2\); TEST\.MATCH_CLASSES pos"):
+        with_classes(other, ["0", "1", "2"], "w.pth")
+    with pytest.raises(InputError, match=r"\('bee' and '_BEE' differ only in how they are written\)"):
+        with_classes(other, ["_BEE", "1", "2"], "w.pth")
     other.class_names = ["n00000001 bee", "n00000002", "n00000003 cat, feline"]
-    assert torch.equal(with_classes(other, ["n00000003", "n00000002 ant", "n00000001"]).labels[:3], torch.tensor([2, 1, 0]))
+    other, said = with_classes(other, ["n00000003", "n00000002 ant", "n00000001"], "w.pth")
+    assert other.labels[:3].tolist() == [-1, 1, 0] and "are those of w.pth in another order" in said
+    with pytest.raises(InputError, match=r"has 3 classes, w\.pth only 2"):
+        with_classes(other, ["x", "y"], "w.pth", by_position=True)
+    other, said = with_classes(other, ["x", "y", "z"], "w.pth", by_position=True)
+    assert other.labels[:3].tolist() == [-1, 1, 0] and other.class_names == ["x", "y", "z"] and "by position" in said

@@ -37,7 +37,7 @@ def test_a_file_to_train(here: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_cannot_be_scaled(here: Path) -> None:
     for words, message in (
         ([], "MODEL.SCALING_TYPE and MODEL.SCALING_FACTOR: expected some of d, w, g and r"),
-        (["MODEL.SCALING_TYPE", "dw", "MODEL.SCALING_FACTOR", "0"], "the scale must be more than 0, not 0"),
+        (["MODEL.SCALING_TYPE", "dw", "MODEL.SCALING_FACTOR", "0"], "MODEL.SCALING_FACTOR: expected above 0, found 0.0"),
     ):
         with pytest.raises(InputError, match=message):
             scaling.scale(config.load(None, [*BASE, *words]))

@@ -13,7 +13,8 @@ from torch import Tensor
 from pycls.engine import checkpoints as checkpoints_module
 from pycls.engine.checkpoints import Checkpoints
 from pycls.engine.snapshot import Part, take
-from pycls.engine.state_file import Split, load_state, load_weights, parts_of, write_part, write_snapshot
+from pycls.engine.split import Split
+from pycls.engine.state_file import load_state, load_weights, parts_of, write_part, write_snapshot
 from pycls.errors import DamagedFile, RunError
 from pycls.runtime.distributed import Ranks
 

@@ -16,7 +16,14 @@ def test_tau_is_chosen_by_the_mean_over_the_classes() -> None:
     common = torch.tensor([[1.0, 0.0]] * 98 + [[1.0, 2.2]] * 2)  # the last two right up to tau 0.6
     features, labels = torch.cat((rare, common)), torch.tensor([1, 1] + [0] * 100)
     batches = [(features[:50], labels[:50], None), (features[50:], labels[50:], None)]
-    assert choose_tau(MODEL, weight, batches, 3) == 0.7, "two of the many for half of the few"
+    assert choose_tau(MODEL, weight, batches, torch.ones(2, dtype=torch.bool)) == 0.7, "two of the many for half of the few"
+
+
+def test_tau_is_chosen_among_the_classes_that_have_training_images() -> None:
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 0.0]])
+    batches = [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), None)]
+    assert choose_tau(MODEL, weight, batches, torch.tensor([True, True, False])) == 0.0
+    assert choose_tau(MODEL, weight, batches, torch.tensor([True, True, True])) >= 1.0, "class 2 takes those of class 0"
 
 
 def test_a_row_of_zeros_stays() -> None:

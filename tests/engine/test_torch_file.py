@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from pycls.engine.state_file import load_weights
+from pycls.engine.torch_file import is_torch_file
 from pycls.errors import DamagedFile, InputError
 
 
@@ -140,3 +142,9 @@ def test_no_weights_in_it(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"a\.pth holds .*no weights"):
         load_weights(tmp_path / "a.pth")
+
+
+def test_a_safetensors_file_whose_length_begins_as_a_pickle_does(tmp_path: Path) -> None:
+    for size in range(300):
+        save_file({"w": torch.zeros(1)}, tmp_path / "w.safetensors", {"note": "x" * (520 + size)})
+        assert not is_torch_file(tmp_path / "w.safetensors")

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from running import call, result  # type: ignore[import-not-found]
 
 RUNS = Path(__file__).parent / "runs"
-OLD_RUNS = sorted(path.name for path in RUNS.iterdir())
+FINISHED, STOPPED = (sorted(path.parent.name for path in RUNS.glob(f"*/{kind}")) for kind in ("finished", "stopped"))
 
 
 def test_every_name_is_still_registered() -> None:
@@ -41,7 +41,7 @@ def test_twenty_steps_of_every_head_have_the_same_losses(file: str, tolerance: f
         assert present[head] == pytest.approx(losses, rel=tolerance), head
 
 
-@pytest.mark.parametrize("head", OLD_RUNS)
+@pytest.mark.parametrize("head", FINISHED)
 def test_a_finished_run_is_tested_again(head: str, tmp_path: Path) -> None:
     folder = _copied(RUNS / head / "finished", tmp_path)
     expected = result(folder)["test"]
@@ -50,7 +50,7 @@ def test_a_finished_run_is_tested_again(head: str, tmp_path: Path) -> None:
     _assert_same_test(simplejson.loads((folder / "test.json").read_text())["test"], expected)
 
 
-@pytest.mark.parametrize("head", OLD_RUNS)
+@pytest.mark.parametrize("head", STOPPED)
 def test_a_run_stopped_within_an_epoch_goes_on(head: str, tmp_path: Path) -> None:
     folder = _copied(RUNS / head / "stopped", tmp_path)
     ended = call("--mode", "train", "--cfg", folder / "config.yaml", "OUT_DIR", folder)

@@ -27,7 +27,7 @@ REFERENCES: dict[str, Reference] = {
 }
 
 CASES: dict[str, list[dict[str, Any]]] = {
-    "cross_entropy": [{}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0},
+    "cross_entropy": [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.999},
                       {"class_weights": [0.5, 2.0, 1.0, 3.0, 0.1]},
                       {"class_weights": [0.5, 2.0, 1.0, 3.0, 0.1], "label_smoothing": 0.2}],
     "class_balanced": [{"beta": 0.9999}, {"beta": 0.9, "label_smoothing": 0.1}, {"beta": 0.9, "from_epoch": 3}],

@@ -25,7 +25,7 @@ MARGIN_OPTIONS = {
     "combined": [{"m2": 0.3, "m3": 0.2}, {"m1": 1.35, "m2": 0.2, "m3": 0.1}, {"m1": 3.0}],
 }
 CRITERION_OPTIONS = {
-    "cross_entropy": [{}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}, {"class_weights": WEIGHTS},
+    "cross_entropy": [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.99}, {"class_weights": WEIGHTS},
                       {"class_weights": WEIGHTS, "label_smoothing": 0.2}],
     "class_balanced": [{"beta": 0.9}, {"beta": 0.9, "label_smoothing": 0.1}, {"beta": 0.9, "from_epoch": 1}],
     "focal": [{"gamma": 2.0}, {"gamma": 0.5}, {"gamma": 0.0}],

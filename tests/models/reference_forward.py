@@ -115,14 +115,16 @@ def vit(net: Net, x: Tensor, heads: int, strides: list[int]) -> Tensor:
     token = net.weights.get("class_token")
     if token is not None:
         x = torch.cat([token.expand(len(x), 1, -1), x], 1)
-    x = x + net.weights["pos_embedding"]
+    x = x + net.weights["pos_embedding"].transpose(0, 1)  # [L, 1, D] in pycls
     i = 0
     while net.has(block := f"encoder.block_{i}"):
-        y = net.linear(net.ln(x, f"{block}.ln_1"), f"{block}.self_attention.attn_proj")
+        attention = f"{block}.self_attention.block"
+        weight, bias = (net.weights[f"{attention}.in_proj_{kind}"] for kind in ("weight", "bias"))
+        y = net.ln(x, f"{block}.ln_1") @ weight.t() + bias
         mixed = []
         for q, k, v in zip(*(part.chunk(heads, -1) for part in y.chunk(3, -1)), strict=True):
             mixed.append(torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1) @ v)
-        x = x + net.linear(torch.cat(mixed, -1), f"{block}.self_attention.out_proj")
+        x = x + net.linear(torch.cat(mixed, -1), f"{attention}.out_proj")
         y = F.gelu(net.linear(net.ln(x, f"{block}.ln_2"), f"{block}.mlp_block.linear_1"))
         x = x + net.linear(y, f"{block}.mlp_block.linear_2")
         i += 1

@@ -156,12 +156,12 @@ def test_another_size_than_the_nets_own_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("lenet5", {"conv2_width": 0}, "lenet5: conv2_width must be at least 1, not 0"),
-        ("lenetspp", {"feature_dim": -1}, "lenetspp: feature_dim must be at least 1, not -1"),
-        ("lsoftmax_mnist", {"width": 0}, "lsoftmax_mnist: width"),
-        ("lsoftmax_fig2", {"feature_dim": 0}, "lsoftmax_fig2: feature_dim"),
-        ("wrn", {"widen_factor": 0}, "wrn: widen_factor"),
-        ("wrn", {"dropout": 1.0}, "wrn: dropout must be from 0 to below 1, not 1.0"),
+        ("lenet5", {"conv2_width": 0}, "conv2_width: expected at least 1, found 0"),
+        ("lenetspp", {"feature_dim": -1}, "feature_dim: expected at least 1, found -1"),
+        ("lsoftmax_mnist", {"width": 0}, "width: expected"),
+        ("lsoftmax_fig2", {"feature_dim": 0}, "feature_dim: expected"),
+        ("wrn", {"widen_factor": 0}, "widen_factor: expected"),
+        ("wrn", {"dropout": 1.0}, "dropout: expected at least 0 and below 1, found 1.0"),
         ("wrn", {"depth": 27}, r"wrn has depths 6 n \+ 4: .* not 27"),
         ("wrn", {"depth": 4}, "not 4"),
     ],

@@ -144,7 +144,7 @@ def test_depth_zero_is_chosen_by_the_images() -> None:
         ({"depth": 20, "trans_fun": "bottleneck_transform"}, "depth 20 is made of basic_transform"),
         ({"depth": 50, "trans_fun": "bottleneck"}, "not bottleneck"),
         ({"depth": 18, "num_groups": 32}, "num_groups 32 .* need bottleneck_transform"),
-        ({"depth": 50, "num_groups": 0}, "start at 1"),
+        ({"depth": 50, "num_groups": 0}, "num_groups: expected at least 1"),
         ({"depth": 20, "stem": "imagenet"}, "depth 20 is the CIFAR form"),
         ({"depth": 20, "stem": "small"}, "stem is auto, imagenet or cifar, not 'small'"),
         ({"depth": 18, "image_size": 8}, "ImageNet stem needs images of at least 32 x 32, these are 8 x 8; RESNET"),

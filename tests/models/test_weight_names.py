@@ -122,24 +122,54 @@ def test_names_in_the_model_zoo_of_pycls() -> None:
     assert {"head.conv.weight", "head.conv_bn.weight", "head.fc.weight", "s1.b1.dwise.weight", "s2.b1.exp_bn.running_mean",
             "s1.b1.se.f_ex.2.weight", "s7.b1.lin_proj_bn.bias"} <= set(names(net, "pycls").values())  # fmt: skip
     assert {"head.head_fc.bias", "class_token", "pos_embedding", "stem.patchify.weight", "encoder.ln.weight",
-            "encoder.block_11.self_attention.attn_proj.bias", "encoder.block_0.mlp_block.linear_2.weight",
-            "encoder.block_3.self_attention.out_proj.weight"} <= set(names(vit, "pycls").values())  # fmt: skip
+            "encoder.block_11.self_attention.block.in_proj_bias", "encoder.block_0.mlp_block.linear_2.weight",
+            "encoder.block_3.self_attention.block.out_proj.weight"} <= set(names(vit, "pycls").values())  # fmt: skip
 
 
-def test_first_version_of_pyclss_vit() -> None:
+def test_versions_of_pyclss_vit() -> None:
+    """Its main branch has PyTorch's attention and positions [L, 1, D]; branches have linear layers and [1, L, D]."""
     torch.manual_seed(0)
     model = create_model("vit", 5, image_size=8, patch_size=4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8)
-    weights = from_ours(model.state_dict(), model, "pycls")
-    first: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        key = key.replace("attn_proj.", "block.in_proj_").replace("self_attention.out_proj", "self_attention.block.out_proj")
-        first[key] = value.transpose(0, 1) if key == "pos_embedding" else value
-    assert {"encoder.block_0.self_attention.block.in_proj_weight", "encoder.block_0.self_attention.block.out_proj.bias"} <= {
-        *first
-    }
-    assert first["pos_embedding"].shape == (5, 1, 8)
-    back = to_ours(first, model, "pycls")
+    nn.init.normal_(model.backbone.get_parameter("pos_embedding"))
+    today = from_ours(model.state_dict(), model, "pycls")
+    attention = nn.MultiheadAttention(8, 2).state_dict()
+    inner = {key.partition("self_attention.block.")[2]: value for key, value in today.items() if "self_attention" in key}
+    assert {key: value.shape for key, value in inner.items()} == {key: value.shape for key, value in attention.items()}
+    assert today["pos_embedding"].shape == (5, 1, 8) and today["pos_embedding"].is_contiguous()
+    other: dict[str, Tensor] = {}
+    for key, value in today.items():
+        key = key.replace("block.in_proj_", "attn_proj.").replace("self_attention.block.out_proj", "self_attention.out_proj")
+        other[key] = value.transpose(0, 1) if key == "pos_embedding" else value
+    assert {"encoder.block_0.self_attention.attn_proj.weight", "encoder.block_0.self_attention.out_proj.bias"} <= {*other}
+    for given in (today, other, today | {"pos_embedding": other["pos_embedding"]}):
+        back = to_ours(given, model, "pycls")
+        assert back.keys() == model.state_dict().keys()
+        assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
+
+
+def rbf_repository(model: Classifier) -> dict[str, Tensor]:
+    """As the RBF-Softmax repository writes it: another squeeze-and-excitation, and a bias of whatever memory held."""
+    state = {}
+    for key, value in from_ours(model.state_dict(), model, "pycls").items():
+        if ".se." in key:
+            key = key.replace("f_ex.0", "conv1").replace("f_ex.2", "f_ex.0")
+        state[key] = value
+    return state | {"head.fc.bias": torch.full((5,), float("nan"))}
+
+
+def test_files_of_the_rbf_softmax_repository(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = create_model("effnet", 5, "rbf_softmax", image_size=32, stem_w=8, depths=(1, 1), widths=(8, 16), exp_ratios=(1, 6),
+                         se_r=0.25, strides=(1, 2), kernels=(3, 5), head_w=24)  # fmt: skip
+    state = rbf_repository(model)
+    assert "s1.b1.se.f_ex.2.bias" not in state
+    assert {"s1.b1.se.conv1.weight", "s2.b1.se.f_ex.0.bias", "head.fc.weight"} <= {*state}
+    with caplog.at_level("INFO", "pycls"):
+        back = to_ours(state, model, "pycls")
+    assert back.keys() == model.state_dict().keys()
     assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
+    assert "head.fc.bias is dropped: RBF-Softmax has no bias" in caplog.text
+    assert from_ours(back, model, "pycls")["head.fc.bias"].tolist() == [0] * 5
 
 
 def test_mistakes_are_named() -> None:

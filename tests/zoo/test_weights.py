@@ -21,7 +21,7 @@ from pycls.convert import main as convert
 from pycls.engine.state_file import save_weights
 from pycls.errors import InputError, RunError
 from pycls.models import create_model
-from pycls.models.weight_names import to_ours
+from pycls.models.weight_names import from_ours, to_ours
 from pycls.runtime.cache import place_of
 
 NAME = "RegNetX-200MF"
@@ -143,7 +143,7 @@ def test_names_of_the_vit_files_on_the_web(tmp_path: Path) -> None:
 def test_another_number_of_classes_keeps_the_backbone(published: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pycls"):
         model = create_model(NAME, 3, pretrained=True, image_size=SIDE)
-    assert "the backbone's weights are kept, the head starts anew: it had 7 classes, and there are 3 now" in caplog.text
+    assert "and the head is newly initialised: it has 7 classes, and there are 3 now" in caplog.text
     with torch.inference_mode():
         assert torch.equal(model.eval().features(IMAGES), published.features(IMAGES))  # type: ignore[operator]
     assert logits(model).shape == (2, 3) and model.head.similarity.weight.std() > 0
@@ -152,9 +152,36 @@ def test_another_number_of_classes_keeps_the_backbone(published: nn.Module, capl
 def test_another_head_keeps_the_backbone(published: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pycls"):
         model = create_model(NAME, 7, "cosface", pretrained=True, image_size=SIDE)
-    assert "the head starts anew: it is another one" in caplog.text
+    assert "the head is newly initialised: it is another kind of head" in caplog.text
     with torch.inference_mode():
         assert torch.equal(model.eval().features(IMAGES), published.features(IMAGES))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("new_head", [False, True])
+@pytest.mark.parametrize("cfg", [None, "MODEL: {LOGITS_TYPE: rbf_logit}\nTRAIN: {DATASET: imagenet}"])
+def test_the_rbf_softmax_repositorys_files(tmp_path: Path, cfg: str | None, new_head: bool, caplog: Any) -> None:
+    model, path = create_model(NAME, 7, "rbf_softmax", image_size=SIDE).eval(), tmp_path / "w.pyth"
+    state = from_ours(model.state_dict(), model, "pycls") | {"head.fc.bias": torch.full((7,), float("nan"))}
+    if cfg is not None:
+        state["stem.conv.weight"] = state["stem.conv.weight"].flip(1)
+    torch.save(state if cfg is None else {"epoch": 1, "model_state": state, "cfg": cfg}, path)
+    loaded = create_model(NAME, 7, "rbf_softmax", image_size=SIDE)
+    with caplog.at_level(logging.INFO, "pycls"):
+        zoo.load_into(loaded, zoo.load(path), new_head)
+    assert torch.equal(logits(loaded.eval()), logits(model)) and "head.fc.bias is dropped" in caplog.text
+
+
+def test_a_linear_head_is_no_rbf_softmax(published: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file_of(random_model(), tmp_path / "w.pyth", cfg="MODEL: {NUM_CLASSES: 7}\nTRAIN: {DATASET: imagenet}")
+    for source in (tmp_path / "w.pyth", NAME):
+        model = create_model(NAME, 7, "rbf_softmax", image_size=SIDE)
+        with pytest.raises(InputError, match=r"it has head\.similarity\.bias"):
+            zoo.load_into(model, zoo.load(source))
+        before = model.head.similarity.weight.detach().clone()
+        with caplog.at_level(logging.INFO, "pycls"):
+            zoo.load_into(model, zoo.load(source), new_head=True)
+        assert torch.equal(model.head.similarity.weight, before) and "the head is newly initialised" in caplog.text
+        caplog.clear()
 
 
 def test_where_the_head_must_fit_it_must(published: nn.Module) -> None:

@@ -88,7 +88,7 @@ class _LogRatio(torch.autograd.Function):
 
 def _blocks(small: Tensor, k: int) -> list[Tensor]:
     """Columns of ``small`` in blocks whose history fits; each a multiple of GROUPS wide, but for the last."""
-    width = max(GROUPS, BLOCK_ELEMENTS // (len(small) * (k + 1)) // GROUPS * GROUPS)
+    width = max(GROUPS, BLOCK_ELEMENTS // max(len(small) * (k + 1), 1) // GROUPS * GROUPS)
     return list(small.split(width, dim=1))
 
 

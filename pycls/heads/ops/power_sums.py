@@ -79,7 +79,7 @@ def _log_ratio(rest: Tensor, quotients: Tensor) -> tuple[Tensor, Tensor, Tensor]
     tables = _tables(k, rest.device)
     signed = torch.cat((rest, quotients)) * tables.signs
     padded = torch.nn.functional.pad(signed, (0, 1))
-    system = (-padded).index_select(1, tables.below).view(-1, k, k) + tables.diagonal
+    system = (-padded).index_select(1, tables.below).unflatten(1, (k, k)) + tables.diagonal
     e = torch.linalg.solve_triangular(system, signed[:, :, None], upper=False)
     with_ends = torch.nn.functional.pad(torch.nn.functional.pad(e[:, :, 0], (1, 0), value=1.0), (0, 1))  # 1, e_1 .. e_k, 0
     of_rest, of_quotients = with_ends.chunk(2)
@@ -90,7 +90,7 @@ def _log_ratio(rest: Tensor, quotients: Tensor) -> tuple[Tensor, Tensor, Tensor]
     # implicitly: the system is solved once more, transposed
     by_e = torch.cat((by_rest, by_quotients))[:, :, None]
     adjoint = torch.linalg.solve_triangular(system.mT, by_e, upper=True)
-    by_sums = torch.bmm(with_ends.index_select(1, tables.above).view(-1, k, k), adjoint)[:, :, 0] * tables.factors
+    by_sums = torch.bmm(with_ends.index_select(1, tables.above).unflatten(1, (k, k)), adjoint)[:, :, 0] * tables.factors
     by_rest, by_quotients = by_sums.chunk(2)
     return (whole / whole_below).log_()[:, 0], by_rest, by_quotients
 

@@ -95,14 +95,14 @@ class TritonBackend:
     def target_squares(self, weight: Tensor, target: Tensor) -> Tensor:
         """|w|^2."""
         out = weight.new_empty(len(target), dtype=sum_type(weight))
-        self._squares(weight, out, 0.0, 1.0, None, target)
+        self._squares(weight, out, 0.0, 1.0, None, _within(target, weight))
         return out
 
     def add_target_squares_grad_(self, grad: Tensor, weight: Tensor, target: Tensor, by_square: Tensor) -> None:
         """2 w."""
         width, samples = weight.shape[1], len(target)
         self.kernels.to_targets[(samples,)](
-            grad, weight, target, by_square.contiguous(), samples, width,
+            grad, weight, _within(target, weight), by_square.contiguous(), samples, width,
             SAMPLES=_power(samples, 1024), BLOCK=_power(width, 512),
         )  # fmt: skip
 
@@ -193,6 +193,11 @@ class TritonBackend:
         self.kernels.inverse_norms[(len(rows),)](
             rows, out, rows.shape[1], TINY**0.5, BLOCK=block, num_warps=max(1, block // 512)
         )
+
+
+def _within(target: Tensor, weight: Tensor) -> Tensor:
+    """Targets whose rows are there to be read: nobody has looked at the labels on a GPU, which would have to be waited for."""
+    return target.clamp(max=weight.size(0) - 1)
 
 
 def _factor(chunk: Chunk) -> Tensor | None:

@@ -179,7 +179,8 @@ def shard_classes(head: Head, shard: ClassShard) -> None:
     if shard.sample_rate < 1 and criterion.uses_total:
         raise ValueError("label smoothing spreads over all classes: HEAD.SAMPLE_RATE must be 1 with it")
     similarity = head.similarity
-    for name, value in list(similarity.named_parameters(recurse=False)):
+    for name in similarity.class_rows():
+        value = similarity.get_parameter(name)
         setattr(similarity, name, nn.Parameter(shard.part(value.detach()), requires_grad=value.requires_grad))
     similarity.shard = shard
 

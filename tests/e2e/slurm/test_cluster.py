@@ -97,7 +97,7 @@ def test_asked_twice(undisturbed_pair: Path, tmp_path: Path, requests: tuple[tup
     [
         (["OPTIM.BASE_LRR", "1"], "did you mean OPTIM.BASE_LR"),
         (["MODEL.NUM_CLASSES", "3"], "NUM_CLASSES is 3"),
-        (["HEAD.NAME", "cosface", "HEAD.SCALE", "-1"], "scale of a cosine is positive"),
+        (["HEAD.NAME", "cosface", "HEAD.SCALE", "-1"], "HEAD.SCALE: expected at least 0, found -1"),
         (["NUM_PROCS", "3", "MAX_GPUS_PER_NODE", "2", "TRAIN.BATCH_SIZE", "60"], "3 processes do not fill machines"),
         (["LAUNCH.PARTITION", "nosuch"], "sbatch refuses the job: .*invalid partition"),
     ],
