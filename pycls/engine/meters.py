@@ -45,16 +45,16 @@ class TrainMeter:
         self._kept = 0
 
     def update(
-        self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor | None, labels: Tensor, first: Tensor | None = None
+        self, loss: Tensor, terms: dict[str, Tensor], logits: Tensor | None, labels: Tensor, correct: Tensor | None = None
     ) -> None:
         """Adds a batch: mean loss, its terms, logits [N, K] and labels [N] (of a mixture the first).
 
-        Without logits ``first`` [N] says whose label is first; a label that is not counts as outside the top k, too.
+        Without logits ``correct`` [N] says whose label is first; a label that is not counts as outside the top k, too.
         """
         loss = loss.detach()
-        assert logits is not None or first is not None, "logits, or who is right"
+        assert logits is not None or correct is not None, "logits, or who is right"
         self._means.append((labels.size(0), loss, terms))
-        self._seen.append((None if logits is None else logits.detach(), labels if first is None else first))
+        self._seen.append((None if logits is None else logits.detach(), labels if correct is None else correct))
         self.recent.append(loss)
         self._kept += 0 if logits is None else logits.numel()
         if self._kept > KEPT_ELEMENTS:

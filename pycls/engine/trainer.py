@@ -163,7 +163,7 @@ class Trainer:
                     output = self.network(some, seen)
                     loss = output.loss if parts == 1 else output.loss / parts
                 self.scaler.scale(loss).backward()
-            self.meter.update(output.loss, output.terms, output.logits, targets, getattr(output, "first", None))
+            self.meter.update(output.loss, output.terms, output.logits, targets, getattr(output, "correct", None))
         if settings.clip_norm > 0:
             self.scaler.unscale_(self.optimizer)
             clip_gradients(self.model, settings.clip_norm)
