@@ -16,7 +16,7 @@ import torch
 from common import parse, parser, setting, shown_seconds, table, verdict
 
 import pycls
-from pycls.engine.checkpoints import Checkpoints, model_state, optimizer_state
+from pycls.engine.checkpoint.checkpoints import Checkpoints, model_state, optimizer_state
 from pycls.engine.ema import Ema
 from pycls.runtime.memory import keep_freed_memory
 

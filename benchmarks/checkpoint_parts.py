@@ -23,8 +23,14 @@ import torch.multiprocessing as mp
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pycls
-from pycls.engine.checkpoints import Checkpoints, load_model_state, load_optimizer_state, model_state, optimizer_state
-from pycls.engine.sharded import Where
+from pycls.engine.checkpoint.checkpoints import (
+    Checkpoints,
+    load_model_state,
+    load_optimizer_state,
+    model_state,
+    optimizer_state,
+)
+from pycls.engine.checkpoint.sharded import Where
 from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.runtime.distributed import Ranks, barrier
 

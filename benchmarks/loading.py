@@ -36,9 +36,9 @@ from torchvision import datasets, transforms
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from pycls.data.image_folder import ImageFolder
+from pycls.data.images.jpeg_decoder import jpeg_cutter
 from pycls.data.loader import EvalLoader, TrainLoader
-from pycls.data.native import jpeg_cutter
+from pycls.data.sets.image_folder import ImageFolder
 
 
 def plain_loader(data: Any, batch: int, cores: int, train: bool) -> Passes:

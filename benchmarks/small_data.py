@@ -23,7 +23,7 @@ from common import setting
 
 from pycls.data.dataset import resolve_root
 from pycls.data.loader import TrainLoader
-from pycls.data.mnist import fashion_mnist
+from pycls.data.sets.mnist import fashion_mnist
 
 BATCH = 256
 FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]

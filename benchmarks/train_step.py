@@ -37,9 +37,10 @@ from common import Job, clock_of, parse, parser, setting, shown_seconds, shown_s
 from torch import nn
 from train_cases import CASES, GPU_CASES, Case, random_images
 
-from pycls import build, config, training
+from pycls import build, config
 from pycls.data.dataset import ArrayDataset
 from pycls.engine.trainer import Trainer
+from pycls.run import trainers
 from pycls.runtime.devices import choose_device, set_deterministic
 from pycls.runtime.distributed import Ranks
 from pycls.runtime.log import setup_logging
@@ -54,8 +55,8 @@ def our_trainer(
                              "TRAIN.EVAL_SPLIT=none", "OPTIM.EMA_UPDATE_PERIOD=0", "OPTIM.BASE_LR=0.01",
                              f"OPTIM.MAX_EPOCH={epochs}", f"OUT_DIR={out_dir}"])  # fmt: skip
     classes, ranks = dataset.num_classes, Ranks()
-    model = training.first_model(cfg, dataset, classes, device, ranks)
-    trainer = training.make_trainer(cfg, model, dataset, classes, device, ranks, config.dump(cfg))
+    model = trainers.first_model(cfg, dataset, classes, device, ranks)
+    trainer = trainers.make_trainer(cfg, model, dataset, classes, device, ranks, config.dump(cfg))
     trainer.save = lambda best=False: None  # type: ignore[method-assign]
     return trainer, cfg
 

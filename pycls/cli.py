@@ -105,11 +105,11 @@ def _run(words: list[str]) -> int:
     cfg = load(flags.cfg, flags.overrides, notify=_notice)
     if flags.mode in ("train", "test", "time") and not is_worker() and SUBMITTED not in os.environ:
         if cfg.LAUNCH.MODE == "torchrun":
-            return int(importlib.import_module("pycls.launching").become_torchrun(cfg))
+            return int(importlib.import_module("pycls.run.setup").become_torchrun(cfg))
         if cfg.LAUNCH.MODE in ("slurm", "submitit_local"):
-            return int(importlib.import_module("pycls.submission").submit(cfg, flags.mode, flags.wait))
-    run = importlib.import_module("pycls.run")  # imports torch
-    return int(getattr(run, flags.mode)(cfg))
+            return int(importlib.import_module("pycls.run.slurm").submit(cfg, flags.mode, flags.wait, main))
+    mode = importlib.import_module(f"pycls.run.{flags.mode}")  # imports torch
+    return int(getattr(mode, flags.mode)(cfg))
 
 
 def _notice(line: str) -> None:

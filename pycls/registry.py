@@ -58,7 +58,7 @@ class Registry:
     def _built_in(self) -> dict[str, str]:
         """Name -> module of the entries in this registry's folder, by their text."""
         pattern = re.compile(rf'^@{self.variable}\.register\(\s*"([^"]+)"', re.MULTILINE)
-        folder = Path(__file__).parent / self.package.rpartition(".")[2]
+        folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
         return {
             name: f"{self.package}.{path.stem}"
             for path in sorted(folder.glob("*.py"))
@@ -104,7 +104,7 @@ def closest(name: str, names: Iterable[str], otherwise: str = "") -> str:
 
 
 MODELS = Registry("model", "MODELS", "pycls.models")
-DATASETS = Registry("data set", "DATASETS", "pycls.data")
+DATASETS = Registry("data set", "DATASETS", "pycls.data.sets")
 HEADS = Registry("head", "HEADS", "pycls.heads")
 SIMILARITIES = Registry("similarity", "SIMILARITIES", "pycls.heads")
 MARGINS = Registry("margin", "MARGINS", "pycls.heads")

@@ -1,4 +1,4 @@
-"""The house rules of docs/architecture.md: who may import whom, and that nothing is global."""
+"""The import rules of docs/architecture.md: who may import whom, and that nothing is global."""
 
 import ast
 from collections.abc import Iterator
@@ -10,30 +10,24 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): p
            for folder in ("pycls", "tools") for p in sorted((ROOT / folder).rglob("*.py"))}  # fmt: skip
 
-ROOMS = {
+PACKAGES = {
     "errors": set(),
     "class_names": set(),
     "ranges": set(),
     "registry": {"errors", "ranges"},
     "runtime": {"errors", "runtime"},
+    "report": {"errors", "runtime", "report"},
     "models": {"errors", "ranges", "registry", "models", "heads", "zoo"},  # create_model: head, weights
     "heads": {"errors", "ranges", "registry", "runtime", "heads"},  # runtime compiles its C source
     "data": {"errors", "ranges", "registry", "class_names", "runtime", "data"},
-    "engine": {"errors", "runtime", "engine"},
+    "engine": {"errors", "runtime", "report", "engine"},
     "zoo": {"errors", "registry", "class_names", "runtime", "heads", "engine", "models", "zoo"},  # names of models and classes
     "config": {"errors", "ranges", "registry", "config"},
     "build": {"errors", "registry", "class_names", "runtime", "models", "heads", "data", "engine", "config", "build"},
-    "launching": {"errors", "class_names", "runtime", "engine", "config"},
-    "scaling": {"runtime", "models", "config", "build"},
-    "run": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching", "scaling", "testing",
-            "training"},
-    "testing": {"runtime", "models", "data", "engine", "build"},
-    "training": {"", "errors", "runtime", "models", "engine", "zoo", "config", "build", "launching"},
-    "submission": {"", "errors", "runtime", "config", "build", "launching", "run", "cli"},
-    "cli": {"errors", "runtime", "config", "run", "launching", "submission"},
-    "export": {"errors", "runtime", "models", "zoo", "config", "build", "launching"},
-    "convert": {"errors", "registry", "runtime", "models", "engine", "zoo", "config", "build"},
-    "tools": {"cli", "convert", "data", "export", "zoo"},
+    "run": {"", "errors", "registry", "class_names", "runtime", "report", "models", "data", "engine", "zoo", "config", "build",
+            "run"},
+    "cli": {"errors", "runtime", "config", "run"},
+    "tools": {"cli", "run", "data", "zoo"},
     "": {"heads", "models"},  # pycls itself: the library's few names
 }
 WITHIN_HEADS = {
@@ -44,12 +38,12 @@ WITHIN_HEADS = {
 }
 """What these of the heads may import of the heads when they run; any other module there anything but heads.parallel."""
 PAGE = ROOT / "docs" / "architecture.md"
-SEE_CONFIG = {"config", "build", "launching", "scaling", "testing", "training", "submission", "run", "export", "convert", "cli"}
+SEE_CONFIG = {"config", "build", "run", "cli"}
 LIGHT = {"", "errors", "ranges", "registry", "class_names", "config", "cli", "tools"}
-"""Rooms that must not import torch: a mistake is reported before that would cost seconds."""
+"""Packages that must not import torch: a mistake is reported before that would cost seconds."""
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     parts = module.split(".")
     return parts[0] if parts[0] == "tools" else ".".join(parts[1:2])
 
@@ -69,15 +63,15 @@ def imports(tree: ast.AST, module: str, path: Path) -> Iterator[tuple[str, int]]
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_module_keeps_to_its_room(module: str) -> None:
+def test_module_keeps_to_its_package(module: str) -> None:
     path = SOURCES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    own = room(module)
-    assert own in ROOMS, f"{path}: a new room; say in docs/architecture.md and here what it may import"
+    own = package(module)
+    assert own in PACKAGES, f"{path}: a new package; say in docs/architecture.md and here what it may import"
     for name, line in imports(tree, module, path):
         where = f"{path.relative_to(ROOT)}:{line} imports {name}"
         if name.split(".")[0] == "pycls":
-            assert room(name) in ROOMS[own], where
+            assert package(name) in PACKAGES[own], where
         if name.split(".")[0] == "yacs":
             assert own in SEE_CONFIG, where
         if name.split(".")[0] == "torch" and own in LIGHT:
@@ -122,7 +116,7 @@ def test_no_configuration_is_global(module: str) -> None:
 
 def test_nothing_below_the_composition_root_takes_a_configuration() -> None:
     for module, path in SOURCES.items():
-        if room(module) in SEE_CONFIG:
+        if package(module) in SEE_CONFIG:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.arg):
@@ -131,5 +125,5 @@ def test_nothing_below_the_composition_root_takes_a_configuration() -> None:
 
 def test_the_rules_are_those_of_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    for name in ROOMS:
+    for name in PACKAGES:
         assert name in page, f"docs/architecture.md does not know the room {name}"

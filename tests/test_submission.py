@@ -2,8 +2,9 @@
 
 import pytest
 
-from pycls import config, submission
+from pycls import config
 from pycls.errors import InputError
+from pycls.run import slurm
 
 JOB = ("MODEL.TYPE", "lenet5", "LAUNCH.MODE", "slurm", "TRAIN.BATCH_SIZE", "480")
 
@@ -19,11 +20,11 @@ JOB = ("MODEL.TYPE", "lenet5", "LAUNCH.MODE", "slurm", "TRAIN.BATCH_SIZE", "480"
     ],
 )
 def test_processes_fill_machines(words: list[str], layout: tuple[int, int]) -> None:
-    assert submission.layout(config.load(None, [*JOB, *words])) == layout
+    assert slurm.layout(config.load(None, [*JOB, *words])) == layout
 
 
 def test_the_clusters_defaults_are_left_alone() -> None:
-    asked = submission.sbatch_options(config.load(None, [*JOB, "DEVICE", "cpu", "NUM_PROCS", "2"]))
+    asked = slurm.sbatch_options(config.load(None, [*JOB, "DEVICE", "cpu", "NUM_PROCS", "2"]))
     given = {key: value for key, value in asked.items() if value is not None}
     assert given == {
         "job_name": "pycls_job", "time": 4200, "signal_delay_s": 120, "nodes": 1, "ntasks_per_node": 2, "cpus_per_task": 1,
@@ -36,7 +37,7 @@ def test_every_option_arrives() -> None:
              "LAUNCH.MEM_PER_GPU", "60", "LAUNCH.CPUS_PER_GPU", "10", "LAUNCH.PARTITION", "p", "LAUNCH.ACCOUNT", "a",
              "LAUNCH.QOS", "q", "LAUNCH.EXCLUDE", "n1,n2", "LAUNCH.COMMENT", "c", "LAUNCH.EMAIL", "me@here",
              "LAUNCH.SBATCH", "[--reservation=night, --exclusive]", "LAUNCH.TIME_LIMIT", "60"]  # fmt: skip
-    asked = submission.sbatch_options(config.load(None, [*JOB, *words]))
+    asked = slurm.sbatch_options(config.load(None, [*JOB, *words]))
     expected = {
         "gres": "gpu:a100:8", "constraint": "volta&ib", "mem": "491520M", "cpus_per_task": 10, "partition": "p", "account": "a",
         "qos": "q", "exclude": "n1,n2", "comment": "c", "nodes": 2, "ntasks_per_node": 8, "time": 60,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pycls.export import console
+from pycls.run.export import console
 
 if __name__ == "__main__":
     console()

@@ -23,10 +23,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from pycls import build, config  # noqa: E402
-from pycls.engine import reports  # noqa: E402
-from pycls.engine.checkpoints import load_model_state  # noqa: E402
-from pycls.engine.plots import collect_features  # noqa: E402
-from pycls.engine.state_file import load_weights  # noqa: E402
+from pycls.engine.checkpoint.checkpoints import load_model_state  # noqa: E402
+from pycls.engine.checkpoint.state_file import load_weights  # noqa: E402
+from pycls.report import summary  # noqa: E402
+from pycls.report.plots import collect_features  # noqa: E402
 from pycls.runtime.distributed import Ranks  # noqa: E402
 
 PANELS = {
@@ -99,7 +99,7 @@ def main() -> None:
     for axes, (title, (head, options)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         out_dir = train(head, [*options, *sys.argv[2:]])
         draw_panel(axes, head, out_dir)
-        error = reports.read(out_dir / "result.json")["test"]["top1_err"]
+        error = summary.read(out_dir / "result.json")["test"]["top1_err"]
         axes.set_title(f"{title}: {error:.2f} % error", fontsize=10, color=INK)
     figure.savefig(path)
     print(f"drawn: {path}")

@@ -11,8 +11,8 @@ from yacs.config import CfgNode
 from pycls import class_names, config
 from pycls.build.errors import user_errors
 from pycls.config.options import CORE
-from pycls.data import augment_names
-from pycls.data.augment import Augmentation
+from pycls.data.augment import names
+from pycls.data.augment.augmentation import Augmentation
 from pycls.data.dataset import (
     ArrayDataset,
     FileDataset,
@@ -22,10 +22,10 @@ from pycls.data.dataset import (
     with_classes,
 )
 from pycls.data.loader import EvalLoader, TrainLoader
-from pycls.data.protocol import Drawn, Protocol, draw
 from pycls.data.sampler import make_sampler
-from pycls.data.synthetic import shape_of, synthetic
-from pycls.data.unreadable import Unreadable, read_record
+from pycls.data.sets.synthetic import shape_of, synthetic
+from pycls.data.sources.unreadable import Unreadable, read_record
+from pycls.data.subset.subset_spec import Drawn, Protocol, draw
 from pycls.engine.views import Views
 from pycls.errors import InputError
 from pycls.registry import DATASETS
@@ -155,7 +155,7 @@ def build_train_loader(cfg: CfgNode, dataset: Dataset, device: torch.device, ran
 def build_augmentation(cfg: CfgNode, dataset: Dataset) -> Augmentation:
     """What is done to training images beside cutting and flipping; lighting to photographs only, as in pycls."""
     with user_errors("TRAIN.AUGMENT"):
-        policy = augment_names.parse(cfg.TRAIN.AUGMENT)
+        policy = names.parse(cfg.TRAIN.AUGMENT)
     pca_std = cfg.TRAIN.PCA_STD if isinstance(dataset, FileDataset) else 0.0
     return Augmentation(policy, cfg.TRAIN.COLOR_JITTER, pca_std, cfg.TRAIN.ERASE_PROB)
 

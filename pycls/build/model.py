@@ -13,7 +13,7 @@ from pycls import config
 from pycls.build.errors import user_errors
 from pycls.data import rng
 from pycls.data.dataset import class_counts
-from pycls.engine.sharded import class_shards, is_sharded, share_parameters
+from pycls.engine.checkpoint.sharded import class_shards, is_sharded, share_parameters
 from pycls.errors import InputError
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.diagnostics import Watch, at_start

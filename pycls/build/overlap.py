@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 from pycls import config
 from pycls.build.data import Dataset, build_dataset
 from pycls.data.dataset import FileDataset
-from pycls.data.overlap import shared_images
+from pycls.data.index.overlap import shared_images
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 

@@ -10,10 +10,10 @@ from yacs.config import CfgNode
 from pycls.build.data import build_dataset, build_eval_loader
 from pycls.build.errors import user_errors
 from pycls.build.model import autocast_dtype
+from pycls.data.augment.mix import mix
 from pycls.data.dataset import (
     check_num_classes,
 )
-from pycls.data.mix import mix
 from pycls.engine.ema import Ema
 from pycls.engine.evaluate import Evaluation, evaluate
 from pycls.engine.optim import Decay, Schedule, make_optimizer, parameter_groups

@@ -14,14 +14,14 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from pycls.config import compat, components, contradictions, no_effect, schema, second_stage, unknown_keys
+from pycls.config import aliases, checks, components, no_effect, schema, stage2, unknown_keys
 from pycls.config.components import Chosen
-from pycls.config.option_help import describe as describe
+from pycls.config.help import describe as describe
 from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
-from pycls.config.outline import section_of
-from pycls.config.outside import import_modules
+from pycls.config.source_scan import section_of
 from pycls.config.unknown_keys import Given
-from pycls.config.yaml_lines import leaves, put, read_file, read_overrides, read_text
+from pycls.config.user_imports import import_modules
+from pycls.config.yaml_lines import leaves, put, read_file, read_overrides
 from pycls.errors import InputError
 from pycls.registry import DATASETS, HEADS, MODELS, Registry
 
@@ -46,25 +46,30 @@ def load(
     for key, value in read_overrides(overrides):
         put(tree, key, value)
     written = leaves(tree)
-    given, notices = compat.translate(written)
+    given, notices = aliases.translate(written)
     for notice in notices:
         notify(notice)
-    whole, second = second_stage.split(given)
+    whole, second = stage2.split(given)
     values = _values(whole, cfg_file)
-    given_later = second_stage.given_of(whole, second, values["STAGE2.METHOD"]) if second else {}
-    later = _values(given_later, cfg_file) if second else {}
+    given_later = stage2.given_of(whole, second, values["STAGE2.METHOD"])
+    later = _values(given_later, cfg_file) if values["STAGE2.METHOD"] != "none" else {}
+    given_later = given_later if second else {}
     for notice in no_effect.notices((values, whole), (later, given_later), frozenset(second), no_effect.origin(written)):
         notify(notice)
-    return _frozen(values | {f"{second_stage.SECTION}{key}": later[key] for key in second})
+    cfg = _frozen(values | {f"{stage2.SECTION}{key}": later[key] for key in second})
+    if later:
+        cfg.__dict__[_LAST] = _frozen(later | {"OUT_DIR": str(Path(values["OUT_DIR"]) / "stage2")})
+    return cfg
+
+
+_LAST = "last_stage"
+"""Attribute of a tree with a second stage: the second stage's own tree, which is no option."""
 
 
 def last_stage(cfg: CfgNode) -> CfgNode:
     """The tree of the run's last stage: of the second, in a folder of its own in OUT_DIR, if there is one, else ``cfg``."""
-    if cfg.STAGE2.METHOD == "none":
-        return cfg
-    whole, second = second_stage.split(leaves(read_text(dump(cfg), "config.yaml")))
-    values = _values(second_stage.given_of(whole, second, cfg.STAGE2.METHOD), None)
-    return _frozen(values | {"OUT_DIR": str(Path(cfg.OUT_DIR) / "stage2")})
+    last: CfgNode = cfg.__dict__.get(_LAST, cfg)
+    return last
 
 
 def _frozen(values: dict[str, Any]) -> CfgNode:
@@ -77,7 +82,7 @@ def _values(given: Given, cfg_file: str | None) -> dict[str, Any]:
     """The value of every option that has a meaning for the run, by dotted key; all that is wrong is found here."""
     unknown_keys.check_core(given)
     values = {key: _value(key, option, given) for key, option in CORE.items()}
-    contradictions.check(values, given)
+    checks.check(values, given)
     values["IMPORTS"] = _import_outside(values["IMPORTS"], given, cfg_file)
     values["HEAD.NAME"] = components.head_name(given)
     values["OUT_DIR"] = values["OUT_DIR"] or f"runs/{Path(cfg_file).stem if cfg_file else values['MODEL.TYPE']}"
@@ -225,11 +230,12 @@ def part_arguments(registry: Registry, node: Mapping[str, Any], **supplied: Any)
 
 
 def with_value(cfg: CfgNode, key: str, value: Any) -> CfgNode:
-    """A copy of the tree in which one option, by dotted key, has this value."""
+    """A copy of the tree, and of its second stage's, in which one option, by dotted key, has this value."""
     copy = cfg.clone()
-    copy.defrost()
-    copy.merge_from_list([key, value])
-    copy.freeze()
+    for tree in {id(tree): tree for tree in (copy, last_stage(copy))}.values():
+        tree.defrost()
+        tree.merge_from_list([key, value])
+        tree.freeze()
     return copy
 
 

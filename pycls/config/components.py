@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pycls.config import schema
-from pycls.config.nearest import did_you_mean
 from pycls.config.options import CORE, Option
-from pycls.config.outline import section_of
+from pycls.config.source_scan import section_of
+from pycls.config.suggestions import did_you_mean
 from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES, Registry

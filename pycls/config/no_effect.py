@@ -1,7 +1,7 @@
 """Options that a user has set and that change nothing in this run: one table of them, and a line for each.
 
 Nothing is refused here: such an option may well be left over in a file whose other options are overridden. What is a mistake
-whatever else is given is refused by :mod:`pycls.config.contradictions`.
+whatever else is given is refused by :mod:`pycls.config.checks`.
 """
 
 import fnmatch
@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pycls.config import components, schema
-from pycls.config.contradictions import DEPENDENT
+from pycls.config.checks import DEPENDENT
 from pycls.config.options import CORE
-from pycls.config.outline import section_of
+from pycls.config.source_scan import section_of
 from pycls.config.unknown_keys import Given
 from pycls.config.yaml_lines import Located
 from pycls.registry import AUXILIARIES, HEADS, MODELS, Registry

@@ -3,10 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
-from pycls.config import components, outline, schema
+from pycls.config import components, schema, source_scan
 from pycls.config.components import SECTIONS, Chosen
-from pycls.config.nearest import did_you_mean
 from pycls.config.options import CORE
+from pycls.config.suggestions import did_you_mean
 from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
 from pycls.registry import DATASETS, HEADS, MODELS, Registry
@@ -38,7 +38,7 @@ def check_sections(given: Given, selected: Iterable[tuple[Registry, str, str]]) 
         section = key.partition(".")[0]
         if section in SECTIONS or key in CORE:
             continue
-        owners = {registry: outline.sections(registry).get(section, []) for registry in (MODELS, DATASETS)}
+        owners = {registry: source_scan.sections(registry).get(section, []) for registry in (MODELS, DATASETS)}
         if any(name in owners[registry] for registry, name, _ in selected):
             continue
         for registry, name, named_by in selected:
@@ -94,14 +94,14 @@ def _possible_keys(key: str, given: Given) -> set[str]:
     possible = set(CORE)
     for registry, named_by in ((MODELS, "MODEL.TYPE"), (DATASETS, "TRAIN.DATASET"), (HEADS, "HEAD.NAME")):
         name = str(given[named_by].plain() if named_by in given else CORE[named_by].default)
-        node = "HEAD" if registry is HEADS else outline.section_name(name)
-        arguments = set(outline.argument_names(registry, name)) - components.GIVEN[registry]
+        node = "HEAD" if registry is HEADS else source_scan.section_name(name)
+        arguments = set(source_scan.argument_names(registry, name)) - components.GIVEN[registry]
         possible |= {f"{node}.{argument.upper()}" for argument in arguments}
     section, _, rest = key.partition(".")
     if rest and section not in SECTIONS:
         for registry in (MODELS, DATASETS):
-            owners = outline.sections(registry)
+            owners = source_scan.sections(registry)
             for close in difflib.get_close_matches(section.upper(), owners, n=1):
-                if any(rest.lower() in outline.argument_names(registry, name) for name in owners[close]):
+                if any(rest.lower() in source_scan.argument_names(registry, name) for name in owners[close]):
                     possible.add(f"{close}.{rest.upper()}")
     return possible - {key}

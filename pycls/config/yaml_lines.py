@@ -28,7 +28,7 @@ class Located:
         value: a scalar, ``list[Located]`` or ``dict[str, Located]``.
         where: ``configs/a.yaml:12`` for a line of a file, ``override`` for the command line.
         text: a scalar as written, if it was not quoted; YAML reads ``1e-3`` and ``on`` otherwise than people do.
-        spelled: the option's name as written, if it has another name here (:mod:`pycls.config.compat`).
+        spelled: the option's name as written, if it has another name here (:mod:`pycls.config.aliases`).
     """
 
     value: Any

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pycls.data.augment import Augmentation
-from pycls.data.unreadable import Unreadable
+from pycls.data.augment.augmentation import Augmentation
+from pycls.data.sources.unreadable import Unreadable
 
 Request = tuple[int, int]
 """(epoch, draw): all that a sample is a function of, besides the seed."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pycls import class_names
 from pycls.data import rng
-from pycls.data.decoding import decode
-from pycls.data.places import path_under
+from pycls.data.images.decoding import decode
+from pycls.data.index.places import path_under
 from pycls.errors import InputError
 
 AnyDataset = TypeVar("AnyDataset", bound="Dataset")

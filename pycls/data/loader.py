@@ -11,13 +11,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pycls.data.array_source import ArraySource
-from pycls.data.augment import Augmentation
+from pycls.data.augment.augmentation import Augmentation
 from pycls.data.batch import Batch, Settings
 from pycls.data.dataset import ArrayDataset, FileDataset
-from pycls.data.file_source import FileSource
 from pycls.data.sampler import InstanceSampler, RepeatedSampler, Sampler
-from pycls.data.unreadable import Unreadable
+from pycls.data.sources.arrays import ArraySource
+from pycls.data.sources.files import FileSource
+from pycls.data.sources.unreadable import Unreadable
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader"]
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pycls.engine.checkpoint.sharded import in_step, is_sharded
 from pycls.engine.meters import ranks_of_targets
 from pycls.engine.predictions import Predictions
-from pycls.engine.sharded import in_step, is_sharded
 from pycls.engine.views import Views
 from pycls.runtime.distributed import all_reduce_sum
 

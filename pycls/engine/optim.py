@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pycls.engine.sharded import is_dtensor
+from pycls.engine.checkpoint.sharded import is_dtensor
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycls.engine.checkpoints import Checkpoints, load_model_state, load_optimizer_state, model_state, optimizer_state
+from pycls.engine.checkpoint.checkpoints import (
+    Checkpoints,
+    load_model_state,
+    load_optimizer_state,
+    model_state,
+    optimizer_state,
+)
+from pycls.engine.checkpoint.sharded import clip_gradients, first_of_all, is_sharded, without_reduction
 from pycls.engine.ema import Ema
 from pycls.engine.finite import first_bad_step
 from pycls.engine.meters import TrainMeter
 from pycls.engine.optim import Schedule, set_lr
-from pycls.engine.pace import Pace
-from pycls.engine.reporter import Reporter
-from pycls.engine.sharded import clip_gradients, first_of_all, is_sharded, without_reduction
 from pycls.errors import RunError
+from pycls.report.reporter import Reporter
 from pycls.runtime.distributed import Ranks, barrier, broadcast_buffers, gather_objects, largest
+from pycls.runtime.rank_timer import Pace
 from pycls.runtime.signals import StopSignal, exit_code_of
 
 logger = logging.getLogger(__name__)

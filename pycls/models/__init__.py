@@ -8,7 +8,7 @@ from torch import nn
 
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
-from pycls.models.named import ARCHITECTURES
+from pycls.models.zoo_names import ARCHITECTURES
 from pycls.registry import HEADS, MODELS, closest
 
 IMAGENET_CLASSES = 1000

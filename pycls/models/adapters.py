@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pycls.errors import InputError, RunError
-from pycls.models.blocks import check_images
+from pycls.models.layers.blocks import check_images
 from pycls.registry import MODELS, closest
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from pycls.models.blocks import (
+from pycls.models.layers.blocks import (
     SMALLEST_SIDE,
     Activation,
     Layers,
@@ -16,7 +16,7 @@ from pycls.models.blocks import (
     global_average,
     init_he_fan_out,
 )
-from pycls.models.residual import (
+from pycls.models.layers.residual import (
     BasicTransform,
     BottleneckTransform,
     LinearBlock,

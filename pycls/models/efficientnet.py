@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from pycls.models.blocks import (
+from pycls.models.layers.blocks import (
     Activation,
     Layers,
     SqueezeExcitation,
@@ -15,7 +15,7 @@ from pycls.models.blocks import (
     global_average,
     init_he_fan_out,
 )
-from pycls.models.residual import Stem
+from pycls.models.layers.residual import Stem
 from pycls.ranges import COUNT, NONZERO_SHARE, PART
 from pycls.registry import MODELS
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from pycls.models.blocks import batch_norm as make_batch_norm
-from pycls.models.blocks import check_images, expect_images
+from pycls.models.layers.blocks import batch_norm as make_batch_norm
+from pycls.models.layers.blocks import check_images, expect_images
 from pycls.ranges import COUNT
 from pycls.registry import MODELS
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from pycls.models.blocks import check_images, expect_images, prelu_convs
+from pycls.models.layers.blocks import check_images, expect_images, prelu_convs
 from pycls.ranges import COUNT
 from pycls.registry import MODELS
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from pycls.models.blocks import batch_norm, check_images, expect_images, prelu_convs
+from pycls.models.layers.blocks import batch_norm, check_images, expect_images, prelu_convs
 from pycls.ranges import COUNT
 from pycls.registry import MODELS
 

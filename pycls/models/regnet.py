@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 
 from pycls.models.anynet import AnyNet, BlockType, StemType
-from pycls.models.blocks import Activation
+from pycls.models.layers.blocks import Activation
 from pycls.ranges import COUNT, NONZERO_SHARE, NOT_NEGATIVE, POSITIVE, Range
 from pycls.registry import MODELS
 

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from pycls.models.blocks import Activation, check_images, choose_layers, global_average, init_he_fan_out
-from pycls.models.residual import BasicTransform, BottleneckTransform, ResBlock, Stem, zero_final_gammas
+from pycls.models.layers.blocks import Activation, check_images, choose_layers, global_average, init_he_fan_out
+from pycls.models.layers.residual import BasicTransform, BottleneckTransform, ResBlock, Stem, zero_final_gammas
 from pycls.ranges import COUNT
 from pycls.registry import MODELS
 

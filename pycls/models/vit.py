@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pycls.models.blocks import batch_norm, check_images, conv, expect_images
+from pycls.models.layers.blocks import batch_norm, check_images, conv, expect_images
 from pycls.ranges import COUNT
 from pycls.registry import MODELS
 

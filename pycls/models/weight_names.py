@@ -20,7 +20,7 @@ from pycls.models.anynet import AnyNet
 from pycls.models.classifier import Classifier
 from pycls.models.densenet import DenseNet
 from pycls.models.efficientnet import EffNet
-from pycls.models.residual import BottleneckTransform
+from pycls.models.layers.residual import BottleneckTransform
 from pycls.models.resnets import ResNet
 from pycls.models.vit import ViT
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from pycls.models.blocks import (
+from pycls.models.layers.blocks import (
     NormFactory,
     batch_norm,
     check_images,

@@ -26,7 +26,7 @@ class Entry:
 
     Attributes:
         name: as a user asks for them; where one architecture has several weights, ``ARCHITECTURE@PUBLISHER-VERSION``.
-        architecture: a name of ``pycls.models.named.ARCHITECTURES``.
+        architecture: a name of ``pycls.models.zoo_names.ARCHITECTURES``.
         url: of the file.
         crop: side in pixels of the images that the net sees.
         resize: side in pixels to which the short side of an image is resized before its centre is cut out.

@@ -75,7 +75,9 @@ def _check(url: str, sha256: str, pinned: str) -> Check:
             except WrongContent as error:
                 raise WrongContent(f"{error} (pinned in {weights_dir() / LOCK} when it was first fetched)") from None
         if not sha256 and not pinned:
-            from pycls.engine.state_file import load_weights  # imports torch, which looking things up need not wait for
+            from pycls.engine.checkpoint.state_file import (
+                load_weights,  # imports torch, which looking things up need not wait for
+            )
 
             try:
                 load_weights(path)

@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pycls.engine.checkpoints import load_model_state
-from pycls.engine.state_file import load_weights
+from pycls.engine.checkpoint.checkpoints import load_model_state
+from pycls.engine.checkpoint.state_file import load_weights
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
 from pycls.models.weight_names import FORMS, STEPS, Form, first_convolution, is_rbf, names, to_ours, turn_colours

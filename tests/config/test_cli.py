@@ -18,12 +18,12 @@ TOOL = Path(__file__).parents[2] / "tools" / "run_net.py"
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """A stand-in for pycls.run that notes what it was called with."""
+    """Stand-ins for the modules of the modes that note what they were called with."""
     made: list[tuple[str, Any]] = []
-    module = ModuleType("pycls.run")
-    for mode in cli.MODES:
+    for mode in ("train", "test", "time", "info", "scale"):
+        module = ModuleType(f"pycls.run.{mode}")
         setattr(module, mode, lambda cfg, mode=mode: made.append((mode, cfg)) or 0)
-    monkeypatch.setitem(sys.modules, "pycls.run", module)
+        monkeypatch.setitem(sys.modules, f"pycls.run.{mode}", module)
     return made
 
 
@@ -43,7 +43,7 @@ def test_modes_and_overrides(
     assert cli.main([f"--cfg={path}", "--mode=info", "OUT_DIR=x"]) == 0
     assert cli.main(["MODEL.TYPE", "fakenet", "TRAIN.DATASET", "fakeset", "HEAD.NAME=barehead"]) == 0
     assert [mode for mode, _ in calls] == ["train", "test", "info", "train"]
-    monkeypatch.setattr(sys.modules["pycls.run"], "train", lambda cfg: 143)
+    monkeypatch.setattr(sys.modules["pycls.run.train"], "train", lambda cfg: 143)
     assert cli.main(["--cfg", path]) == 143
     assert (calls[1][1].TRAIN.CROP_PADDING, calls[1][1].OPTIM.BASE_LR, calls[2][1].OUT_DIR) == (-1, 1e-2, "x")
 
@@ -91,10 +91,10 @@ def test_exit_codes_of_a_run(
         (RunError("disk full"), 1, "error: disk full\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ]:
-        monkeypatch.setattr(sys.modules["pycls.run"], "train", raising(error))
+        monkeypatch.setattr(sys.modules["pycls.run.train"], "train", raising(error))
         assert cli.main(["--cfg", path]) == code
         assert capsys.readouterr().err == text
-    monkeypatch.setattr(sys.modules["pycls.run"], "train", raising(ZeroDivisionError("a bug")))
+    monkeypatch.setattr(sys.modules["pycls.run.train"], "train", raising(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):
         cli.main(["--cfg", path])
 

@@ -11,7 +11,7 @@ import yaml
 from yacs.config import CfgNode
 
 from pycls import build, cli, config
-from pycls.config import compat, components
+from pycls.config import aliases, components
 from pycls.config.options import CORE, Option
 from pycls.errors import InputError
 from pycls.registry import HEADS, MODELS
@@ -39,25 +39,25 @@ DUMPED = leaves_of(yaml.safe_load((FILES / "dumped.yaml").read_text(encoding="ut
 def option_of(key: str) -> Option | None:
     """The option of that name, everybody's or a family's."""
     section, _, option = key.partition(".")
-    models = [name for name, own in compat.SECTIONS.items() if own == section]
+    models = [name for name, own in aliases.SECTIONS.items() if own == section]
     options = components.component_options(MODELS, models[0]) if models else {}
     return CORE.get(key) or options.get(option)
 
 
 @pytest.mark.parametrize("key", DUMPED)
 def test_every_option_of_pycls_is_known(key: str) -> None:
-    assert (option_of(key) is None) == (key in compat.TABLE)
+    assert (option_of(key) is None) == (key in aliases.TABLE)
 
 
-@pytest.mark.parametrize("old", compat.TABLE)
+@pytest.mark.parametrize("old", aliases.TABLE)
 def test_a_row_leads_to_an_option_or_says_why_not(old: str) -> None:
-    row = compat.TABLE[old]
+    row = aliases.TABLE[old]
     assert old not in CORE and bool(row.here or row.why)
     if row.here and row.here not in CORE:
         section, _, option = row.here.partition(".")
         registry, name = (HEADS, "rbf_softmax") if section == "HEAD" else (MODELS, "effnet")
         assert option in components.component_options(registry, name)
-    assert config.describe(old) == f"  {compat.describe(old)}" and (row.here or "no effect") in compat.describe(old)
+    assert config.describe(old) == f"  {aliases.describe(old)}" and (row.here or "no effect") in aliases.describe(old)
 
 
 def table_under(heading: str) -> list[str]:
@@ -67,9 +67,9 @@ def table_under(heading: str) -> list[str]:
 
 
 def test_the_page_has_the_table() -> None:
-    here = {key: f"`{row.here}`" if row.here else "no effect" for key, row in compat.TABLE.items()}
+    here = {key: f"`{row.here}`" if row.here else "no effect" for key, row in aliases.TABLE.items()}
     assert table_under("| option of pycls |") == [
-        f"| `{key}` | {here[key]} | {row.why} |" for key, row in compat.TABLE.items()
+        f"| `{key}` | {here[key]} | {row.why} |" for key, row in aliases.TABLE.items()
     ]
 
 
@@ -190,7 +190,7 @@ def test_a_configuration_that_pycls_wrote_down(write: Write) -> None:
     assert (cfg.LAUNCH.MODE, cfg.LAUNCH.GPU_TYPE, cfg.LAUNCH.MEM_PER_GPU) == ("local", "volta", 60)
     assert notices[0].endswith("dumped.yaml:3: ANYNET, EN, REGNET, VIT: no effect: MODEL.TYPE is resnet")
     quiet = {line.partition(": ")[2].partition(" ")[0] for line in notices[1:]}
-    assert quiet == {key for key in compat.TABLE if key in DUMPED}
+    assert quiet == {key for key in aliases.TABLE if key in DUMPED}
 
 
 def test_a_section_of_another_model_is_a_mistake_elsewhere(write: Write, base: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pycls import config
-from pycls.config.contradictions import DEPENDENT
+from pycls.config.checks import DEPENDENT
 from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
 
 Write = Callable[..., str]

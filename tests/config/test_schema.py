@@ -4,7 +4,7 @@ from typing import Literal, Optional
 
 import pytest
 
-from pycls.config import components, outline, schema
+from pycls.config import components, schema, source_scan
 from pycls.config.options import Option
 from pycls.config.yaml_lines import Located
 from pycls.errors import InputError
@@ -202,7 +202,7 @@ REGISTRIES = [MODELS, DATASETS, HEADS, SIMILARITIES, MARGINS, CRITERIA, AUXILIAR
 @pytest.mark.parametrize("registry", REGISTRIES, ids=[registry.variable for registry in REGISTRIES])
 def test_every_component_of_ours_can_be_configured(registry: Registry) -> None:
     """Its options are readable and documented, its defaults are values it would take, its outline is the truth."""
-    for name in outline._outlines(registry):
+    for name in source_scan._outlines(registry):
         component = registry.get(name)
         options = components.component_options(registry, name)
         for key, option in options.items():
@@ -213,6 +213,6 @@ def test_every_component_of_ours_can_be_configured(registry: Registry) -> None:
                 [Located(item, "") for item in default] if isinstance(default, list | tuple) else default, ""
             )
             assert schema.convert(given, option, key) == default
-        declared = outline._outlines(registry)[name]
-        assert (declared.section or outline.section_name(name)) == outline.section_of(component, name)
+        declared = source_scan._outlines(registry)[name]
+        assert (declared.section or source_scan.section_name(name)) == source_scan.section_of(component, name)
         assert {key.lower() for key in options} <= set(declared.arguments) or not declared.arguments

@@ -10,14 +10,14 @@ from bad_files import photograph
 from data_makers import array_dataset
 from PIL import Image, ImageEnhance, ImageOps
 
-from pycls.data import augment, policies
-from pycls.data.augment import Augmentation
-from pycls.data.augment_names import V0, parse
-from pycls.data.image_folder import ImageFolder
+from pycls.data.augment import augmentation
+from pycls.data.augment.augmentation import Augmentation, policies
+from pycls.data.augment.names import V0, parse
+from pycls.data.augment.pixel_ops import OPERATIONS, apply
+from pycls.data.augment.policies import AugMix, AutoAugment, RandAugment, Samples
 from pycls.data.loader import TrainLoader
-from pycls.data.pixel_ops import OPERATIONS, apply
-from pycls.data.policies import AugMix, AutoAugment, RandAugment, Samples
 from pycls.data.sampler import InstanceSampler, PowerSampler, RepeatedSampler
+from pycls.data.sets.image_folder import ImageFolder
 from pycls.errors import InputError
 
 SPELLINGS = ["AutoAugment", "RandAugment_N2_M0.5", "TrivialAugmentWide", "AugMix", "rand-m9-mstd0.5-inc1", "rand-m7-n3", "v0",
@@ -218,8 +218,8 @@ def test_augmix_is_a_convex_sum(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lighting_is_along_the_principal_components() -> None:
-    shifts = augment.lighting(Samples(0, 0, torch.arange(40000)), 0.1)
-    vectors, values = torch.tensor(augment.LIGHT_VECTORS, dtype=torch.float64), torch.tensor(augment.LIGHT_VALUES)
+    shifts = augmentation.lighting(Samples(0, 0, torch.arange(40000)), 0.1)
+    vectors, values = torch.tensor(augmentation.LIGHT_VECTORS, dtype=torch.float64), torch.tensor(augmentation.LIGHT_VALUES)
     expected = vectors @ torch.diag(values.double() ** 2) @ vectors.T * 0.01
     assert torch.allclose(torch.cov(shifts.T), expected, atol=2e-5) and shifts.mean(0).abs().max() < 1e-3
 
@@ -228,14 +228,14 @@ def test_lighting_reaches_the_normalised_image() -> None:
     images = torch.zeros(5, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     samples = Samples(1, 2, torch.arange(5))
     made = Augmentation(pca_std=0.1).on_floats(images, samples, (0.5, 0.25, 0.2))
-    shift = augment.lighting(samples, 0.1) / torch.tensor([0.5, 0.25, 0.2], dtype=torch.float64)
+    shift = augmentation.lighting(samples, 0.1) / torch.tensor([0.5, 0.25, 0.2], dtype=torch.float64)
     assert torch.allclose(made, shift.float()[:, :, None, None].expand_as(made))
     assert torch.equal(Augmentation(pca_std=0.1).on_floats(torch.zeros(5, 1, 4, 4), samples, (0.5,)), torch.zeros(5, 1, 4, 4))
 
 
 def test_erased_boxes() -> None:
     images = torch.ones(4000, 1, 20, 30)
-    augment.erase(images, Samples(0, 0, torch.arange(4000)), 0.25)
+    augmentation.erase(images, Samples(0, 0, torch.arange(4000)), 0.25)
     gone = (images[:, 0] == 0).flatten(1).sum(dim=1)
     hit = gone > 0
     assert hit.float().mean() == pytest.approx(0.25, abs=0.02)

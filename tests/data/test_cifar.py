@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_makers import cifar_batch, write_cifar10
 
-from pycls.data import download
+from pycls.data.index import download
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 from pycls.runtime.unpickle import read_pickle

@@ -11,12 +11,12 @@ import torch
 from bad_files import photograph
 from PIL import Image
 
-from pycls.data import native
-from pycls.data.crops import eval_cut, train_cut
-from pycls.data.cut import Cut, cut_array
-from pycls.data.decoding import decode, decode_cut
-from pycls.data.image_folder import ImageFolder
+from pycls.data.images import jpeg_decoder
+from pycls.data.images.crop_spec import Cut, cut_array
+from pycls.data.images.crops import eval_cut, train_cut
+from pycls.data.images.decoding import decode, decode_cut
 from pycls.data.loader import EvalLoader, TrainLoader
+from pycls.data.sets.image_folder import ImageFolder
 
 ROOT = Path(__file__).parents[2]
 MEAN, MOST = 0.6, 2
@@ -24,8 +24,8 @@ MEAN, MOST = 0.6, 2
 
 
 @pytest.fixture
-def cutter() -> native.JpegCutter:
-    found = native.jpeg_cutter()
+def cutter() -> jpeg_decoder.JpegCutter:
+    found = jpeg_decoder.jpeg_cutter()
     if found is None:
         pytest.skip("no compiled cutter: there is no compiler or no libjpeg here")
     return found
@@ -45,7 +45,7 @@ def detailed(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def compare(data: bytes, cut: Cut, size: int, cutter: native.JpegCutter) -> np.ndarray:
+def compare(data: bytes, cut: Cut, size: int, cutter: jpeg_decoder.JpegCutter) -> np.ndarray:
     """The differences from Pillow's result, in grey levels."""
     assert cutter.shape(data) is not None
     made = cutter.cut(data, cut, size)
@@ -70,7 +70,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", [*FORMS, "grey"])
-def test_cuts_are_pillows(form: str, cutter: native.JpegCutter) -> None:
+def test_cuts_are_pillows(form: str, cutter: jpeg_decoder.JpegCutter) -> None:
     """Any cut of any form, at sizes above and below the cut's own, flipped or not."""
     random = np.random.default_rng(len(form))
     for seed, (width, height) in enumerate([(67, 51), (160, 90), (33, 200)]):
@@ -90,14 +90,14 @@ def test_cuts_are_pillows(form: str, cutter: native.JpegCutter) -> None:
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (1, 300), (300, 1), (8, 8), (9, 17), (2000, 16)])
-def test_tiny_and_narrow_images(width: int, height: int, cutter: native.JpegCutter) -> None:
+def test_tiny_and_narrow_images(width: int, height: int, cutter: jpeg_decoder.JpegCutter) -> None:
     data = jpeg(photograph(width, height))
     for index in range(20):
         for cut in (train_cut(height, width, 0, 0, index, True), eval_cut(height, width, 8, 9)):
             assert compare(data, cut, 8, cutter).max() <= 2
 
 
-def test_evaluation_pixels_of_real_photographs(real_data: str, cutter: native.JpegCutter) -> None:
+def test_evaluation_pixels_of_real_photographs(real_data: str, cutter: jpeg_decoder.JpegCutter) -> None:
     """Resize 256, centre 224, as torchvision does it: within one grey level of 255 on average, in every photograph."""
     files = sorted((Path(real_data) / "imagenet_photos").rglob("*.JPEG"))[::6]
     if not files:
@@ -110,7 +110,7 @@ def test_evaluation_pixels_of_real_photographs(real_data: str, cutter: native.Jp
         assert np.abs(ours - expected).mean() <= 0.5, file
 
 
-def test_training_crops_of_real_photographs(real_data: str, cutter: native.JpegCutter) -> None:
+def test_training_crops_of_real_photographs(real_data: str, cutter: jpeg_decoder.JpegCutter) -> None:
     """Of any side: no more than what Pillow's rounding twice makes."""
     files = sorted((Path(real_data) / "imagenet_photos").rglob("*.JPEG"))[::12]
     if not files:
@@ -126,7 +126,7 @@ def test_training_crops_of_real_photographs(real_data: str, cutter: native.JpegC
 
 
 @pytest.mark.parametrize("size", [16, 24, 40])
-def test_small_squares_of_large_images(size: int, cutter: native.JpegCutter) -> None:
+def test_small_squares_of_large_images(size: int, cutter: jpeg_decoder.JpegCutter) -> None:
     """Boxes of up to 44 times the square's side, full of detail: decoding at a smaller scale would show."""
     picture = detailed(903, 701)
     data = jpeg(picture)
@@ -139,7 +139,7 @@ def test_small_squares_of_large_images(size: int, cutter: native.JpegCutter) -> 
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 3, 6, 9])
-def test_turned_files_are_left_to_pillow(orientation: int, cutter: native.JpegCutter) -> None:
+def test_turned_files_are_left_to_pillow(orientation: int, cutter: jpeg_decoder.JpegCutter) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = jpeg(photograph(48, 32), exif=exif)
@@ -150,7 +150,7 @@ def test_turned_files_are_left_to_pillow(orientation: int, cutter: native.JpegCu
     assert np.abs(square.astype(int) - expected).max() <= 2
 
 
-def test_damaged_exif_is_no_reason_to_lose_an_image(cutter: native.JpegCutter) -> None:
+def test_damaged_exif_is_no_reason_to_lose_an_image(cutter: jpeg_decoder.JpegCutter) -> None:
     whole = jpeg(photograph(48, 32))
     noise = np.random.default_rng(0).bytes(60)
     for body in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + bytes(4), noise):
@@ -162,13 +162,13 @@ def test_damaged_exif_is_no_reason_to_lose_an_image(cutter: native.JpegCutter) -
 
 
 @pytest.mark.parametrize("make", [lambda p: p.convert("CMYK"), lambda p: p.convert("RGB")], ids=["cmyk", "rgb"])
-def test_other_colour_spaces(make, cutter: native.JpegCutter) -> None:
+def test_other_colour_spaces(make, cutter: jpeg_decoder.JpegCutter) -> None:
     data = jpeg(make(photograph(48, 32)), keep_rgb=True)
     assert cutter.shape(data) is None
     assert decode(data).shape == (32, 48, 3)
 
 
-def test_random_damage_never_crashes(cutter: native.JpegCutter) -> None:
+def test_random_damage_never_crashes(cutter: jpeg_decoder.JpegCutter) -> None:
     """Bytes changed anywhere: pixels, or it is left to Pillow."""
     random = np.random.default_rng(0)
     for form in ("420", "progressive", "restarts"):
@@ -184,7 +184,7 @@ def test_random_damage_never_crashes(cutter: native.JpegCutter) -> None:
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_batches_with_and_without_it(tmp_path: Path, train: bool, cutter: native.JpegCutter) -> None:
+def test_batches_with_and_without_it(tmp_path: Path, train: bool, cutter: jpeg_decoder.JpegCutter) -> None:
     """The fall-back gives the same crops of the same samples."""
     for i in range(12):
         folder = tmp_path / "train" / "ab"[i % 2]
@@ -201,7 +201,7 @@ def test_batches_with_and_without_it(tmp_path: Path, train: bool, cutter: native
 
 def test_without_a_compiler_pillow_does_it(tmp_path: Path) -> None:
     """In a process whose PATH has no compiler; and with one whose headers are not there."""
-    code = "from pycls.data.native import jpeg_cutter; print(jpeg_cutter())"
+    code = "from pycls.data.images.jpeg_decoder import jpeg_cutter; print(jpeg_cutter())"
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "cc").write_text("#!/bin/sh\nexit 1\n")
@@ -217,10 +217,10 @@ def test_without_a_compiler_pillow_does_it(tmp_path: Path) -> None:
 
 def test_it_is_compiled_once_and_also_without_a_place_to_keep_it(tmp_path: Path, monkeypatch, cutter) -> None:
     monkeypatch.setenv("PYCLS_CACHE", str(tmp_path / "cache"))
-    assert native._load() is not None
+    assert jpeg_decoder._load() is not None
     (library,) = (tmp_path / "cache").iterdir()
     before = library.stat().st_mtime_ns
-    assert native._load() is not None and library.stat().st_mtime_ns == before
+    assert jpeg_decoder._load() is not None and library.stat().st_mtime_ns == before
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PYCLS_CACHE", str(tmp_path / "file" / "cache"))
-    assert native._load() is not None
+    assert jpeg_decoder._load() is not None

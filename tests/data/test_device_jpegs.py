@@ -16,18 +16,18 @@ import torch
 from bad_files import BAD, photograph, write_bad
 from PIL import Image
 
-from pycls.data import device_jpegs
-from pycls.data.augment import Augmentation
-from pycls.data.augment_names import parse
+from pycls.data.augment.augmentation import Augmentation
+from pycls.data.augment.names import parse
 from pycls.data.batch import Batch
-from pycls.data.crops import eval_cut, train_cut
-from pycls.data.cut import Cut, cut_array
-from pycls.data.cut_tensor import cut_tensor, fits, upright
-from pycls.data.decoding import decode
-from pycls.data.image_folder import ImageFolder
-from pycls.data.jpegs import for_device
+from pycls.data.images import device_jpegs
+from pycls.data.images.crop_spec import Cut, cut_array
+from pycls.data.images.crop_tensor import cut_tensor, fits, upright
+from pycls.data.images.crops import eval_cut, train_cut
+from pycls.data.images.decoding import decode
+from pycls.data.images.jpegs import for_device
 from pycls.data.loader import EvalLoader, TrainLoader
-from pycls.data.unreadable import Unreadable
+from pycls.data.sets.image_folder import ImageFolder
+from pycls.data.sources.unreadable import Unreadable
 from pycls.errors import InputError, RunError
 
 SIDE = 32

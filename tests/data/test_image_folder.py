@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pycls.data.crops import crop_box, eval_cut, train_cut
-from pycls.data.cut import cut_array
 from pycls.data.dataset import MissingSplit
-from pycls.data.decoding import decode
-from pycls.data.image_folder import ImageFolder
+from pycls.data.images.crop_spec import cut_array
+from pycls.data.images.crops import crop_box, eval_cut, train_cut
+from pycls.data.images.decoding import decode
 from pycls.data.loader import EvalLoader, TrainLoader
+from pycls.data.sets.image_folder import ImageFolder
 from pycls.errors import InputError, RunError
 from pycls.registry import DATASETS
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from bad_files import photograph
 
-from pycls.data import file_index
 from pycls.data.dataset import MissingSplit
-from pycls.data.file_index import list_images
-from pycls.data.image_folder import ImageFolder
-from pycls.data.imagenet import ImageNet
+from pycls.data.index import file_index
+from pycls.data.index.file_index import list_images
+from pycls.data.sets.image_folder import ImageFolder
+from pycls.data.sets.imagenet import ImageNet
 from pycls.errors import InputError
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]

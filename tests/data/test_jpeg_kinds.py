@@ -9,10 +9,10 @@ from bad_files import photograph
 from image_writers import jpeg_header, jpeg_of_factors
 from PIL import Image
 
-from pycls.data import native
-from pycls.data.cut import Cut, cut_array
-from pycls.data.decoding import decode, decode_cut
-from pycls.data.jpegs import FACTORS, for_device
+from pycls.data.images import jpeg_decoder
+from pycls.data.images.crop_spec import Cut, cut_array
+from pycls.data.images.decoding import decode, decode_cut
+from pycls.data.images.jpegs import FACTORS, for_device
 
 LARGEST = 10
 """Blocks in a unit of an interleaved JPEG."""
@@ -22,8 +22,8 @@ CMYK = [[(1, 1)] * 4, [(2, 2), (1, 1), (1, 1), (2, 2)], [(2, 1), (1, 1), (1, 1),
 
 
 @pytest.fixture
-def cutter() -> native.JpegCutter:
-    found = native.jpeg_cutter()
+def cutter() -> jpeg_decoder.JpegCutter:
+    found = jpeg_decoder.jpeg_cutter()
     if found is None:
         pytest.skip("no compiled cutter: there is no compiler or no libjpeg here")
     return found
@@ -52,7 +52,7 @@ def squares(width: int, height: int) -> list[Cut]:
     return cuts
 
 
-def test_it_takes_a_closed_list_of_factors(cutter: native.JpegCutter) -> None:
+def test_it_takes_a_closed_list_of_factors(cutter: jpeg_decoder.JpegCutter) -> None:
     """Of all that there are."""
     for factors in [*ALL, *CMYK]:
         data = jpeg_of_factors(planes(9, 7, len(factors)), factors)
@@ -63,7 +63,7 @@ def test_it_takes_a_closed_list_of_factors(cutter: native.JpegCutter) -> None:
 @pytest.mark.parametrize("factors", [*FACTORS, [(4, 2), (1, 1), (1, 1)], [(2, 1), (1, 2), (1, 1)], [(1, 2), (1, 1), (1, 1)],
                                      [(4, 1), (1, 1), (2, 1)], *CMYK], ids=str)  # fmt: skip
 @pytest.mark.parametrize("width, height", [(61, 45), (64, 48), (33, 70), (17, 19), (150, 41)])
-def test_pixels_of_any_factors_are_pillows(factors, width: int, height: int, cutter: native.JpegCutter) -> None:
+def test_pixels_of_any_factors_are_pillows(factors, width: int, height: int, cutter: jpeg_decoder.JpegCutter) -> None:
     data = jpeg_of_factors(planes(width, height, len(factors)), factors)
     whole = decode(data)
     assert whole.shape == (height, width, 3)
@@ -74,7 +74,7 @@ def test_pixels_of_any_factors_are_pillows(factors, width: int, height: int, cut
 
 
 @pytest.mark.parametrize("frame", [0xC1, 0xC3, 0xC9, 0xCA])
-def test_unusual_codings_are_left_to_pillow(frame: int, cutter: native.JpegCutter) -> None:
+def test_unusual_codings_are_left_to_pillow(frame: int, cutter: jpeg_decoder.JpegCutter) -> None:
     """Extended, lossless and arithmetic coding."""
     data = jpeg_of_factors(planes(24, 16, 3), [(1, 1)] * 3)
     assert cutter.shape(data) == (16, 24)
@@ -89,7 +89,7 @@ def scans(data: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("kept", range(2, 10))
-def test_progressive_images_without_all_scans_are_pillows(kept: int, cutter: native.JpegCutter) -> None:
+def test_progressive_images_without_all_scans_are_pillows(kept: int, cutter: jpeg_decoder.JpegCutter) -> None:
     """What is missing is smoothed over, by each version of libjpeg in its own way."""
     file = io.BytesIO()
     Image.fromarray(planes(70, 50, 3).transpose(1, 2, 0)).save(file, "JPEG", progressive=True)
@@ -100,7 +100,7 @@ def test_progressive_images_without_all_scans_are_pillows(kept: int, cutter: nat
     assert np.array_equal(made, decode(data)[5:35, 5:35])
 
 
-def test_what_libjpeg_warns_of_is_left_to_pillow(cutter: native.JpegCutter) -> None:
+def test_what_libjpeg_warns_of_is_left_to_pillow(cutter: jpeg_decoder.JpegCutter) -> None:
     data = jpeg_of_factors(planes(64, 48, 3), [(2, 2), (1, 1), (1, 1)])
     start = scans(data)[0] + 14
     damaged = data[: start + 40] + b"\xff\xd9"  # an end where there should be more
@@ -108,7 +108,7 @@ def test_what_libjpeg_warns_of_is_left_to_pillow(cutter: native.JpegCutter) -> N
     assert np.array_equal(decode_cut(damaged, lambda h, w: square(0, 0, 48), 48, cutter), decode(damaged)[:48, :48])
 
 
-def test_what_pillow_calls_too_large_is_left_to_it(cutter: native.JpegCutter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_pillow_calls_too_large_is_left_to_it(cutter: jpeg_decoder.JpegCutter, monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpeg_of_factors(planes(64, 48, 1), [(1, 1)])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 24)
     assert cutter.shape(data) == (48, 64)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pycls.data.image_files import read_classes
-from pycls.data.lists import ImageList, read_list
+from pycls.data.images.image_files import read_classes
+from pycls.data.index.lists import ImageList, read_list
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 

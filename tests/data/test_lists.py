@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from bad_files import photograph
 
-from pycls.data import image_files
 from pycls.data.dataset import MissingSplit, with_classes
-from pycls.data.lists import class_names, read_list
+from pycls.data.images import image_files
+from pycls.data.index.lists import class_names, read_list
 from pycls.data.loader import EvalLoader
 from pycls.errors import InputError
 from pycls.registry import DATASETS

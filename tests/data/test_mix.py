@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pycls.data.mix import mix
+from pycls.data.augment.mix import mix
 
 IMAGES = torch.rand(8, 3, 10, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8)

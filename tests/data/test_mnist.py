@@ -9,8 +9,8 @@ import torch
 from data_makers import idx_bytes, write_idx
 
 import pycls.runtime.download
-from pycls.data import download
-from pycls.data.mnist import read_idx
+from pycls.data.index import download
+from pycls.data.sets.mnist import read_idx
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 

@@ -12,13 +12,13 @@ from image_writers import tiff
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pycls.data.cut import Cut
-from pycls.data.decoding import TURNS, decode, decode_cut, orientation_of
-from pycls.data.image_folder import ImageFolder
-from pycls.data.jpegs import for_device
+from pycls.data.images.crop_spec import Cut
+from pycls.data.images.decoding import TURNS, decode, decode_cut, orientation_of
+from pycls.data.images.jpeg_decoder import jpeg_cutter
+from pycls.data.images.jpegs import for_device
+from pycls.data.images.prepare import Form, prepare
 from pycls.data.loader import EvalLoader
-from pycls.data.native import jpeg_cutter
-from pycls.data.prepare import Form, prepare
+from pycls.data.sets.image_folder import ImageFolder
 from pycls.errors import RunError
 
 WIDTH, HEIGHT = 24, 10

@@ -7,8 +7,8 @@ import pytest
 from bad_files import encoded, photograph
 from PIL import Image
 
-from pycls.data.image_folder import ImageFolder
-from pycls.data.prepare import Form, main, prepare
+from pycls.data.images.prepare import Form, main, prepare
+from pycls.data.sets.image_folder import ImageFolder
 from pycls.errors import InputError
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from data_makers import array_dataset
 
-from pycls.data.label_noise import noisy_labels
-from pycls.data.long_tail import exponential_profile, keep_profile, long_tail, pareto_profile
-from pycls.data.protocol import Protocol, draw
+from pycls.data.subset.label_noise import noisy_labels
+from pycls.data.subset.long_tail import exponential_profile, keep_profile, long_tail, pareto_profile
+from pycls.data.subset.subset_spec import Protocol, draw
 from pycls.errors import InputError
 
 
@@ -131,7 +131,7 @@ def test_noise_that_cannot_be() -> None:
 
 
 def test_cifar100_of_real_data(real_data: str) -> None:
-    from pycls.data.cifar import cifar100
+    from pycls.data.sets.cifar import cifar100
 
     data = cifar100(real_data, "trainval", download=False)
     _, tail = draw(data, Protocol(profile="exponential", imbalance=100))

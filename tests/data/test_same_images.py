@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pycls.data import same_images
-from pycls.data.image_folder import ImageFolder
-from pycls.data.imagenet import ImageNet
-from pycls.data.lists import read_list
+from pycls.data.index import same_images
+from pycls.data.index.lists import read_list
+from pycls.data.sets.image_folder import ImageFolder
+from pycls.data.sets.imagenet import ImageNet
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from pycls.data.digits import digits
-from pycls.data.image_folder import ImageFolder
-from pycls.data.subset import per_class, subset
+from pycls.data.sets.digits import digits
+from pycls.data.sets.image_folder import ImageFolder
+from pycls.data.subset.per_class import per_class, subset
 
 
 def test_each_class_gives_its_number_always_the_same():

@@ -6,7 +6,7 @@ import torch
 
 from pycls.data.dataset import ArrayDataset
 from pycls.data.loader import EvalLoader
-from pycls.data.synthetic import IN_FILES, IN_MEMORY, synthetic
+from pycls.data.sets.synthetic import IN_FILES, IN_MEMORY, synthetic
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 

@@ -13,9 +13,9 @@ import torch
 from bad_files import encoded
 
 from pycls.data.dataset import MissingSplit
+from pycls.data.index.tar_index import expand
 from pycls.data.loader import EvalLoader
-from pycls.data.tar_index import expand
-from pycls.data.webdataset import WebDataset
+from pycls.data.sets.webdataset import WebDataset
 from pycls.errors import InputError
 
 

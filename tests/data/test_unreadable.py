@@ -7,12 +7,12 @@ import pytest
 import torch
 from bad_files import BAD, photograph, write_bad
 
-from pycls.data.crops import eval_cut
-from pycls.data.decoding import decode, decode_cut
-from pycls.data.image_folder import ImageFolder
+from pycls.data.images.crops import eval_cut
+from pycls.data.images.decoding import decode, decode_cut
+from pycls.data.images.jpeg_decoder import jpeg_cutter
 from pycls.data.loader import EvalLoader, TrainLoader
-from pycls.data.native import jpeg_cutter
-from pycls.data.unreadable import Unreadable, read_record
+from pycls.data.sets.image_folder import ImageFolder
+from pycls.data.sources.unreadable import Unreadable, read_record
 from pycls.errors import RunError
 
 

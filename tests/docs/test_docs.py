@@ -9,9 +9,9 @@ from pages import PAGES, ROOT, Block, Workspace, blocks_of, matches, prose_of, w
 from PIL import Image
 
 import pycls
-from pycls.config import compat, components, outline
+from pycls.config import aliases, components, source_scan
 from pycls.config.options import CORE
-from pycls.engine.state_file import load_state, load_weights
+from pycls.engine.checkpoint.state_file import load_state, load_weights
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -97,17 +97,17 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_options_of_page_exist(page: Path) -> None:
     text = prose_of(page)
-    own = {outline.section_name(name) for name in re.findall(r'register\("(\w+)"\)', text)}
+    own = {source_scan.section_name(name) for name in re.findall(r'register\("(\w+)"\)', text)}
     unknown = set(KEY.findall(text)) - known_options()
     assert not {key for key in unknown if key.partition(".")[0] not in own}
 
 
 def known_options() -> set[str]:
     """Every option of every component, those of a head by its name and by its parts; and pycls's other names."""
-    known = {*CORE, *compat.TABLE} | {key.rpartition(".")[0] for key in CORE}
+    known = {*CORE, *aliases.TABLE} | {key.rpartition(".")[0] for key in CORE}
     for registry in (MODELS, DATASETS):
         for name in registry.names():
-            section = outline.section_of(registry.get(name), name)
+            section = source_scan.section_of(registry.get(name), name)
             known |= {f"{section}.{option}" for option in components.component_options(registry, name)}
     for registry, node in ((HEADS, "HEAD"), (SIMILARITIES, "HEAD.SIMILARITY"), (MARGINS, "HEAD.MARGIN"),
                            (CRITERIA, "HEAD.CRITERION"), (AUXILIARIES, "HEAD.AUXILIARIES")):  # fmt: skip

@@ -64,9 +64,9 @@ def main() -> None:
     """Answers until the input ends."""
     import torch._dynamo  # noqa: F401  (what every optimiser imports)
 
-    import pycls.data.digits
+    import pycls.data.sets.digits
     import pycls.models.lenet
-    import pycls.run  # noqa: F401
+    import pycls.run.modes  # noqa: F401
 
     for line in sys.stdin:
         last, folder, *options = shlex.split(line)

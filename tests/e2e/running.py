@@ -14,7 +14,7 @@ import simplejson
 import torch
 
 from pycls import cli
-from pycls.engine.state_file import load_state
+from pycls.engine.checkpoint.state_file import load_state
 
 ROOT = Path(__file__).parents[2]
 RUN_NET = ROOT / "tools" / "run_net.py"

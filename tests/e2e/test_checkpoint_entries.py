@@ -8,8 +8,8 @@ import pytest
 import torch
 from running import DIGITS, call, snapshot  # type: ignore[import-not-found]
 
-from pycls.engine.snapshot import Snapshot
-from pycls.engine.state_file import load_state, load_weights, save_state, save_weights, write_snapshot
+from pycls.engine.checkpoint.snapshot import Snapshot
+from pycls.engine.checkpoint.state_file import load_state, load_weights, save_state, save_weights, write_snapshot
 from pycls.errors import DamagedFile, InputError
 
 RUN = [*DIGITS, "OPTIM.MAX_EPOCH", "3"]

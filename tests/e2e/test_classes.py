@@ -7,7 +7,7 @@ import simplejson
 import torch
 from running import Ended, call, newest, result
 
-from pycls.engine.state_file import load_weights, save_weights
+from pycls.engine.checkpoint.state_file import load_weights, save_weights
 
 LETTERS = ["IMPORTS", f"[{Path(__file__).with_name('letters.py')}]", "MODEL.TYPE", "lenet5", "TRAIN.DATASET", "letters",
            "TRAIN.EVAL_SPLIT", "test", "DEVICE", "cpu", "NUM_THREADS", 1, "TENSORBOARD", False, "TRAIN.BATCH_SIZE", 8,

@@ -12,7 +12,7 @@ from running import DIGITS, call, newest, result, snapshot  # type: ignore[impor
 from safetensors.torch import load_file
 
 import pycls
-from pycls.data.digits import digits
+from pycls.data.sets.digits import digits
 from pycls.runtime.files import RunLock
 from pycls.runtime.log import read_json_stats
 

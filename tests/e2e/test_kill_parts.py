@@ -12,10 +12,10 @@ import pytest
 import torch
 from crash_points import Countdown  # type: ignore[import-not-found]
 
-from pycls.engine import checkpoints as checkpoints_module
-from pycls.engine.checkpoints import BEST, Checkpoints
-from pycls.engine.snapshot import Part
-from pycls.engine.state_file import load_state, parts_of
+from pycls.engine.checkpoint import checkpoints as checkpoints_module
+from pycls.engine.checkpoint.checkpoints import BEST, Checkpoints
+from pycls.engine.checkpoint.snapshot import Part
+from pycls.engine.checkpoint.state_file import load_state, parts_of
 from pycls.runtime.distributed import Ranks
 from pycls.runtime.files import remove_temporaries
 

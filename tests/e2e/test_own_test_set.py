@@ -10,14 +10,14 @@ import pytest
 import torch
 from running import DIGITS, Ended, call, snapshot
 
-from pycls.convert import main as convert
-from pycls.data import overlap
-from pycls.data.digits import digits
-from pycls.data.image_folder import ImageFolder
-from pycls.data.image_list import image_list
-from pycls.data.subset import subset
-from pycls.data.webdataset import WebDataset
-from pycls.engine.state_file import load_weights, save_weights
+from pycls.data.index import overlap
+from pycls.data.sets.digits import digits
+from pycls.data.sets.image_folder import ImageFolder
+from pycls.data.sets.image_list import image_list
+from pycls.data.sets.webdataset import WebDataset
+from pycls.data.subset.per_class import subset
+from pycls.engine.checkpoint.state_file import load_weights, save_weights
+from pycls.run.convert import main as convert
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from bad_files import photograph

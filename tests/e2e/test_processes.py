@@ -23,7 +23,7 @@ from running import (  # type: ignore[import-not-found]
     start,
 )
 
-from pycls.engine.state_file import load_weights
+from pycls.engine.checkpoint.state_file import load_weights
 from pycls.runtime.log import read_json_stats
 
 COUNTS = ("samples", "top1_errors", "topk_errors", "class_samples", "class_errors", "confusion")

@@ -11,11 +11,11 @@ import torch
 from running import DIGITS, call, result, snapshot  # type: ignore[import-not-found]
 from torch import Tensor
 
-from pycls.convert import main as convert
-from pycls.engine.state_file import save_weights
+from pycls.engine.checkpoint.state_file import save_weights
 from pycls.models import create_model
 from pycls.models.weight_names import from_ours
 from pycls.registry import DATASETS
+from pycls.run.convert import main as convert
 
 NET = ["MODEL.TYPE", "resnet", "MODEL.DEPTH", "8"]
 RUN = [*DIGITS, *NET, "OPTIM.MAX_EPOCH", "1", "TENSORBOARD", "False"]

@@ -8,7 +8,7 @@ import pytest
 import simplejson
 from running import DIGITS, call, result  # type: ignore[import-not-found]
 
-from pycls.engine.state_file import load_weights
+from pycls.engine.checkpoint.state_file import load_weights
 
 # all zeros are said to be ones, and all fives sixes
 RUN = [*DIGITS, "OPTIM.MAX_EPOCH", "1", "OPTIM.BASE_LR", "0.1", "TENSORBOARD", "False", "DATA.NOISE.KIND", "pairs",

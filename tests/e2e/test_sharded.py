@@ -9,8 +9,8 @@ import pytest
 import torch
 from running import DIGITS, assert_same_run, call, finish, newest, result, start  # type: ignore[import-not-found]
 
-from pycls import convert
-from pycls.engine.state_file import load_weights, parts_of
+from pycls.engine.checkpoint.state_file import load_weights, parts_of
+from pycls.run import convert
 from pycls.runtime.log import read_json_stats
 
 COUNTS = ("samples", "top1_errors", "topk_errors", "class_samples", "class_errors", "confusion")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pycls.engine import checkpoints as checkpoints_module
-from pycls.engine.checkpoints import Checkpoints
-from pycls.engine.snapshot import Part, take
-from pycls.engine.split import Split
-from pycls.engine.state_file import load_state, load_weights, parts_of, write_part, write_snapshot
+from pycls.engine.checkpoint import checkpoints as checkpoints_module
+from pycls.engine.checkpoint.checkpoints import Checkpoints
+from pycls.engine.checkpoint.sharded_rows import Split
+from pycls.engine.checkpoint.snapshot import Part, take
+from pycls.engine.checkpoint.state_file import load_state, load_weights, parts_of, write_part, write_snapshot
 from pycls.errors import DamagedFile, RunError
 from pycls.runtime.distributed import Ranks
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 import pycls
-from pycls.engine import copying
-from pycls.engine.checkpoints import model_state
-from pycls.engine.snapshot import Part, take
+from pycls.engine.checkpoint import copying
+from pycls.engine.checkpoint.checkpoints import model_state
+from pycls.engine.checkpoint.snapshot import Part, take
 from pycls.heads.parallel.shards import ClassShard, shard_classes
 
 

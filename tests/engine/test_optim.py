@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pycls.engine.checkpoints import load_optimizer_state, optimizer_state
+from pycls.engine.checkpoint.checkpoints import load_optimizer_state, optimizer_state
 from pycls.engine.optim import Decay, Schedule, make_optimizer, parameter_groups, set_lr
 
 

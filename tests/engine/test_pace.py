@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pycls.engine import pace
+from pycls.runtime import rank_timer
 from pycls.runtime.distributed import Ranks
 
 
@@ -12,12 +12,12 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(pace.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(rank_timer.time, "perf_counter", lambda: self.now)
 
 
-def paced(monkeypatch: pytest.MonkeyPatch, others: list[tuple[float, float, str]], log_period: int = 10) -> pace.Pace:
-    monkeypatch.setattr(pace, "gather_objects", lambda own: [own, *others])
-    return pace.Pace(torch.nn.Identity(), torch.device("cpu"), Ranks(0, 1 + len(others), 0, 1), log_period)
+def paced(monkeypatch: pytest.MonkeyPatch, others: list[tuple[float, float, str]], log_period: int = 10) -> rank_timer.Pace:
+    monkeypatch.setattr(rank_timer, "gather_objects", lambda own: [own, *others])
+    return rank_timer.Pace(torch.nn.Identity(), torch.device("cpu"), Ranks(0, 1 + len(others), 0, 1), log_period)
 
 
 def test_only_its_own_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_only_its_own_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         clock.now += 1.5  # the exchange, for which it waits
         own.asks()
     found = own.read()
-    assert found == pace.Spread(pytest.approx(0.3), pytest.approx(0.5), pytest.approx(1.2), 2, "b") and found.straggles
+    assert found == rank_timer.Spread(pytest.approx(0.3), pytest.approx(0.5), pytest.approx(1.2), 2, "b") and found.straggles
     assert own.read() is None, "no step since"
 
 
@@ -55,8 +55,8 @@ def test_a_forward_pass_in_training_counts_and_no_other(monkeypatch: pytest.Monk
             return x
 
     net = Net()
-    monkeypatch.setattr(pace, "gather_objects", lambda own: [own, own])
-    own = pace.Pace(net, torch.device("cpu"), Ranks(0, 2, 0, 2), 10)
+    monkeypatch.setattr(rank_timer, "gather_objects", lambda own: [own, own])
+    own = rank_timer.Pace(net, torch.device("cpu"), Ranks(0, 2, 0, 2), 10)
     own.begin()
     own.loaded()
     net(torch.ones(1))
@@ -66,7 +66,7 @@ def test_a_forward_pass_in_training_counts_and_no_other(monkeypatch: pytest.Monk
 
 
 def test_one_process_measures_nothing() -> None:
-    own = pace.Pace(torch.nn.Identity(), torch.device("cpu"), Ranks(), 10)
+    own = rank_timer.Pace(torch.nn.Identity(), torch.device("cpu"), Ranks(), 10)
     own.begin()
     own.loaded()
     assert own.read() is None and own.must_agree(7, 100)

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pycls.engine import finite, reporter
-from pycls.engine.pace import Spread
-from pycls.engine.reports import table
-from pycls.runtime.board import Board
+from pycls.engine import finite
+from pycls.report import reporter
+from pycls.report.summary import table
+from pycls.report.tensorboard import Board
+from pycls.runtime.rank_timer import Spread
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_plain_lines_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(reporter.time, "perf_counter", lambda: clock[0])
-    caplog.set_level("INFO", "pycls.engine.reporter")
+    caplog.set_level("INFO", "pycls.report.reporter")
     voice = reporter.Reporter(Board(tmp_path, False), True, max_epoch=2, steps=100, batch_size=10, split="val")
     stats = {"loss": 0.5, "top1_err": 12.5, "topk_err": 1.0}
     with voice.begin_epoch(0, 0):
@@ -30,7 +31,7 @@ def test_plain_lines_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
             clock[0] += 4.0
             voice.steps_done(0, step, 0.1, stats, {})
     voice.end_epoch({"epoch": 1, "train": stats, "model": stats, "ema": {**stats, "top1_err": 7.25}, "best": True})
-    lines = [record.getMessage() for record in caplog.records if record.name == "pycls.engine.reporter"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "pycls.report.reporter"]
     assert lines == [
         "epoch 1/2, step 30/100: loss 0.5, train error 12.50 %, 25 img/s, 1 min 8 s left",
         "epoch 1/2, step 60/100: loss 0.5, train error 12.50 %, 25 img/s, 56 s left",

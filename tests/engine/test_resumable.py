@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pycls.engine.checkpoints import optimizer_state
-from pycls.engine.resumable import check_progress, check_tensors
+from pycls.engine.checkpoint.checkpoints import optimizer_state
+from pycls.engine.checkpoint.resumable import check_progress, check_tensors
 from pycls.errors import InputError
 
 SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 3}

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from pycls.engine import checkpoints as checkpoints_module
-from pycls.engine.checkpoints import Checkpoints, load_model_state, model_state
-from pycls.engine.snapshot import Snapshot
-from pycls.engine.state_file import better_weights, load_state, load_weights, save_state, save_weights
+from pycls.engine.checkpoint import checkpoints as checkpoints_module
+from pycls.engine.checkpoint.checkpoints import Checkpoints, load_model_state, model_state
+from pycls.engine.checkpoint.snapshot import Snapshot
+from pycls.engine.checkpoint.state_file import better_weights, load_state, load_weights, save_state, save_weights
 from pycls.errors import DamagedFile, InputError, RunError
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,

@@ -1,6 +1,6 @@
 """What --mode time prints of what it has measured."""
 
-from pycls.engine.reports import timing
+from pycls.report.summary import timing
 
 TIMES = {"test_step_s": 0.01, "train_step_s": 0.03, "loader_s": 0.04, "both_s": 0.04}
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from pycls import build, config, training
+from pycls import build, config
 from pycls.errors import InputError
+from pycls.run import trainers
 
 LABELS = torch.arange(40) % 4
 
@@ -35,7 +36,7 @@ def test_more_than_there_is(words: str, line: str) -> None:
     head = SimpleNamespace(margin=None if cfg.HEAD.NAME == "softmax" else object())
     trainer: Any = SimpleNamespace(model=SimpleNamespace(head=head), loader=range(5))
     dataset: Any = SimpleNamespace(labels=LABELS)
-    said = list(training._too_much(cfg, trainer, dataset))
+    said = list(trainers._too_much(cfg, trainer, dataset))
     assert [part for part in said if not part.startswith(line)] == [] and len(said) == bool(line)
 
 

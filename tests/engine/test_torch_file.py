@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pycls.engine.state_file import load_weights
-from pycls.engine.torch_file import is_torch_file
+from pycls.engine.checkpoint.state_file import load_weights
+from pycls.engine.checkpoint.torch_file import is_torch_file
 from pycls.errors import DamagedFile, InputError
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from pycls.engine.state_file import load_weights
-from pycls.engine.torch_pickle import open_torch_file
+from pycls.engine.checkpoint.state_file import load_weights
+from pycls.engine.checkpoint.torch_pickle import open_torch_file
 from pycls.errors import DamagedFile, InputError
 
 KINDS = [np.bool_(True), np.int8(-3), np.int16(-300), np.int32(7), np.int64(-(2**40)), np.uint8(200), np.uint16(60000),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pycls.engine import tables
 from pycls.engine.evaluate import MOST_CONFUSED, Evaluation, evaluate
 from pycls.engine.predictions import Predictions, by_training_size
 from pycls.engine.views import Views
+from pycls.report import csv_files
 
 
 class Scores(nn.Module):
@@ -72,9 +72,9 @@ def test_predictions_and_tables(tmp_path: Path) -> None:
         best = probabilities[number].sort(descending=True)
         assert classes == best.indices[:3].tolist() and values == pytest.approx(best.values[:3].tolist())
     names = ["ant", "bee, wild", "cat"]
-    assert tables.write_predictions(tmp_path / "p.csv", rows, names, lambda i: f"{i}.png") == "p.csv"
-    tables.write_classes(tmp_path / "c.csv", result, names, [7, 5, 3, 1])
-    tables.write_confusion(tmp_path / "m.csv", result["confusion"], names)
+    assert csv_files.write_predictions(tmp_path / "p.csv", rows, names, lambda i: f"{i}.png") == "p.csv"
+    csv_files.write_classes(tmp_path / "c.csv", result, names, [7, 5, 3, 1])
+    csv_files.write_confusion(tmp_path / "m.csv", result["confusion"], names)
     predictions, classes_, confusion = (list(csv.reader((tmp_path / f"{n}.csv").open())) for n in "pcm")
     assert predictions[0] == ["number", "image", "class", "predicted1", "probability1", "predicted2", "probability2",
                               "predicted3", "probability3"]  # fmt: skip

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import pycls
-from pycls import export as module
 from pycls.cli import main as train
 from pycls.errors import InputError, RunError
-from pycls.export import Logits, export, main
 from pycls.models import Classifier, create_model
 from pycls.registry import HEADS, MODELS
+from pycls.run import export as module
+from pycls.run.export import Logits, export, main
 
 ROOT = Path(__file__).parents[2]
 COUNTED = ("balanced_softmax", "ldam", "logit_adjustment")

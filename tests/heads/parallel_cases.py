@@ -15,8 +15,8 @@ from torch import Tensor
 import pycls
 from pycls.build import build_network
 from pycls.data import rng
-from pycls.engine.checkpoints import load_model_state, load_optimizer_state, model_state, optimizer_state
-from pycls.engine.sharded import class_shards, clip_gradients
+from pycls.engine.checkpoint.checkpoints import load_model_state, load_optimizer_state, model_state, optimizer_state
+from pycls.engine.checkpoint.sharded import class_shards, clip_gradients
 from pycls.heads import Head
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.focal import Focal

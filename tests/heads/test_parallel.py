@@ -20,7 +20,7 @@ from parallel_cases import (  # type: ignore[import-not-found]
 )
 
 import pycls
-from pycls.engine.checkpoints import model_state, optimizer_state
+from pycls.engine.checkpoint.checkpoints import model_state, optimizer_state
 from pycls.engine.meters import ranks_of_targets
 from pycls.heads import Head
 from pycls.heads.cross_entropy import CrossEntropy

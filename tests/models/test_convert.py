@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pycls.convert import main
-from pycls.engine.state_file import save_weights
+from pycls.engine.checkpoint.state_file import save_weights
 from pycls.models import create_model
 from pycls.models.weight_names import from_ours, to_ours
+from pycls.run.convert import main
 
 NET = ["MODEL.TYPE", "regnet", "REGNET.DEPTH", "5", "REGNET.W0", "8", "REGNET.WA", "6.0", "REGNET.WM", "2.0",
        "REGNET.SE_ON", "True"]  # fmt: skip

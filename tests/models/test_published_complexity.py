@@ -12,7 +12,7 @@ import torch
 
 from pycls.models import create_model
 from pycls.models.complexity import Complexity, complexity
-from pycls.models.named import ARCHITECTURES
+from pycls.models.zoo_names import ARCHITECTURES
 
 COUNTS = Path(__file__).parents[1] / "config" / "pycls" / "model_complexity.json"
 OTHER_NAMES = ((r"^R-(\d+)-1x64d$", r"ResNet-\1"), (r"^X-(\d+)-32x4d$", r"ResNeXt-\1"), (r"^EN-", "EfficientNet-"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pycls.models.residual import BasicTransform, BottleneckTransform
+from pycls.models.layers.residual import BasicTransform, BottleneckTransform
 from pycls.models.resnets import ResNet
 
 RESNEXT = {"num_groups": 32, "width_per_group": 4}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pycls.models.complexity import Complexity, complexity
-from pycls.models.named import ARCHITECTURES
 from pycls.models.scaling import Factors, regnet_as_anynet, scale_model, scale_side, scaling_factors
+from pycls.models.zoo_names import ARCHITECTURES
 from pycls.registry import MODELS
 
 KINDS = ["d", "w", "r", "dw", "dwr", "d1_w1_r1", "d1_w8_g8_r1", "d0.5_r2", "d1_w2_g2_r0", "wg"]

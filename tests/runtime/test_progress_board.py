@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pycls.runtime.board import Board
+from pycls.report.tensorboard import Board
 from pycls.runtime.progress import Progress
 
 pytestmark = pytest.mark.timeout(60)

@@ -14,7 +14,7 @@ from web import Site
 from zoo_makers import file_of, random_model
 
 from pycls import cli, zoo
-from pycls.engine.state_file import load_weights
+from pycls.engine.checkpoint.state_file import load_weights
 from pycls.zoo.command import main
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import torch
 from pycls import build, config
 from pycls.errors import InputError
 from pycls.models import create_model
-from pycls.models.named import ARCHITECTURES
+from pycls.models.zoo_names import ARCHITECTURES
 from pycls.zoo import Entry, entries, find
 
 PYCLS = [entry for entry in entries().values() if "@" not in entry.name]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pycls import zoo
-from pycls.convert import main as convert
-from pycls.engine.state_file import load_weights, save_weights
+from pycls.engine.checkpoint.state_file import load_weights, save_weights
 from pycls.errors import InputError
 from pycls.heads.class_rows import class_tensors
 from pycls.heads.head import Head
@@ -19,6 +18,7 @@ from pycls.heads.parts import Auxiliary
 from pycls.models import create_model
 from pycls.models.classifier import Classifier
 from pycls.registry import CRITERIA, HEADS
+from pycls.run.convert import main as convert
 from pycls.zoo.weights import Weights
 
 OLD, SHARED = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"], ["gnu", "new", "bee", "old"]

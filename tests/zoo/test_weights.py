@@ -17,11 +17,11 @@ from zoo_makers import SIDE, Calls, file_of, random_model
 
 import pycls
 from pycls import zoo
-from pycls.convert import main as convert
-from pycls.engine.state_file import save_weights
+from pycls.engine.checkpoint.state_file import save_weights
 from pycls.errors import InputError, RunError
 from pycls.models import create_model
 from pycls.models.weight_names import from_ours, to_ours
+from pycls.run.convert import main as convert
 from pycls.runtime.cache import place_of
 
 NAME = "RegNetX-200MF"

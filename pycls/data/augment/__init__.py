@@ -1,0 +1,1 @@
+"""Augmentation: which operations on which sample, and the operations on batches of pixels."""

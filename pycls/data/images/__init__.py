@@ -1,0 +1,1 @@
+"""One image: decoding, modes, orientation, crops, and resized copies on disk."""

@@ -1,0 +1,1 @@
+"""Where the pixels of a batch come from: memory, or files read by worker processes."""

@@ -1,0 +1,1 @@
+"""What several backbones are built of."""
