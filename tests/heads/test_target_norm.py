@@ -1,4 +1,4 @@
-"""Similarities from outside that give the features a norm: of every kind, with several centres, in chunks, in half precision."""
+"""Similarities from outside that give the features a norm: every kind, several centres, in chunks, in half precision."""
 
 import pytest
 import torch
