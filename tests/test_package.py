@@ -13,5 +13,5 @@ def test_every_data_file_is_in_the_distribution() -> None:
     patterns = ast.literal_eval(data)["pycls"]
     found = [set((ROOT / "pycls").glob(pattern)) for pattern in patterns]
     assert all(found), dict(zip(patterns, found, strict=True))
-    there = {path for path in (ROOT / "pycls").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    there = {path for path in (ROOT / "pycls").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}
     assert there - set().union(*found) == set()

@@ -150,6 +150,8 @@ for _ in range(2):
     ring((1 + rank) * x[rank], labels[rank], weights, weights)
     x = 2 * x
 torch.save((center.centers, ring.radius.detach()), f"{folder}/{rank}")
+dist.barrier()
+dist.destroy_process_group()
 """
 
 

@@ -44,6 +44,20 @@ def test_a_step_as_one_graph(name: str, case: int, kind: str) -> None:
         assert relative_error(one, other.double(), 1e-6) < 1e-5
 
 
+@pytest.mark.parametrize(("name", "case"), [("arcface", 0), ("lgm", 1), ("lws", 0)])
+def test_batches_of_several_sizes_and_evaluation(name: str, case: int) -> None:
+    options = options_of(name, case, 33)
+    head = make_head(name, 10, 33, options, torch.float32, 0)
+    batch = make_batch(name, head, options, 12, 0)
+    torch._dynamo.reset()
+    compiled = torch.compile(head, backend="aot_eager_decomp_partition", fullgraph=True)
+    for samples in (12, 7, 5):
+        x, y = batch.features[:samples], batch.labels[:samples]
+        torch.testing.assert_close(compiled(x, y).loss, head(x, y).loss)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x).logits, head(x).logits)
+
+
 @pytest.mark.parametrize(("name", "options", "warmup"), [
     ("center", {"weight": 1.0, "center_rate": 0.5}, 0), ("cosface", {"scale": 8.0}, 5),
     ("lsoftmax", {"lambda_base": 3.0, "lambda_gamma": 1.0, "lambda_power": 1.0}, 0),

@@ -74,6 +74,8 @@ class DerivedWeight:
 
     def materialize(self) -> Prototypes:
         """The prototypes of all classes, differentiable."""
+        if not torch.is_grad_enabled():  # then torch.compile does not follow a class through a function of autograd
+            return self.forward(self.inputs, None)
         return Prototypes(*_Materialized.apply(type(self), *self.inputs))
 
     def select(self, classes: Tensor, num_centers: int) -> "DerivedWeight":
