@@ -10,8 +10,8 @@ from bad_files import photograph
 from data_makers import array_dataset
 from PIL import Image, ImageEnhance, ImageOps
 
-from pycls.data.augment import augmentation
-from pycls.data.augment.augmentation import Augmentation, policies
+from pycls.data.augment import augmentation, policies
+from pycls.data.augment.augmentation import Augmentation
 from pycls.data.augment.names import V0, parse
 from pycls.data.augment.pixel_ops import OPERATIONS, apply
 from pycls.data.augment.policies import AugMix, AutoAugment, RandAugment, Samples
