@@ -41,6 +41,7 @@ from pycls import build, config
 from pycls.data.dataset import ArrayDataset
 from pycls.engine.trainer import Trainer
 from pycls.run import trainers
+from pycls.run.context import RunContext
 from pycls.runtime.devices import choose_device, set_deterministic
 from pycls.runtime.distributed import Ranks
 from pycls.runtime.log import setup_logging
@@ -54,9 +55,8 @@ def our_trainer(
     cfg = config.load(None, [*case.overrides, f"TRAIN.IM_SIZE={case.side}", f"TRAIN.BATCH_SIZE={case.batch}",
                              "TRAIN.EVAL_SPLIT=none", "OPTIM.EMA_UPDATE_PERIOD=0", "OPTIM.BASE_LR=0.01",
                              f"OPTIM.MAX_EPOCH={epochs}", f"OUT_DIR={out_dir}"])  # fmt: skip
-    classes, ranks = dataset.num_classes, Ranks()
-    model = trainers.first_model(cfg, dataset, classes, device, ranks)
-    trainer = trainers.make_trainer(cfg, model, dataset, classes, device, ranks, config.dump(cfg))
+    run = RunContext(cfg, dataset, dataset.num_classes, device, Ranks())
+    trainer = trainers.make_trainer(run, trainers.first_model(run), config.dump(cfg))
     trainer.save = lambda best=False: None  # type: ignore[method-assign]
     return trainer, cfg
 

@@ -66,7 +66,7 @@ def main() -> None:
 
     import pycls.data.sets.digits
     import pycls.models.lenet
-    import pycls.run.modes  # noqa: F401
+    import pycls.run.train  # noqa: F401
 
     for line in sys.stdin:
         last, folder, *options = shlex.split(line)

@@ -76,7 +76,7 @@ def test_nearest_class_mean(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["STAGE2.METHOD", "lws", "HEAD.NAME", "cosface"], "lws starts from a linear head, and lenet5 with cosface head is another"),
+    (["STAGE2.METHOD", "lws", "HEAD.NAME", "cosface"], "lws starts from a linear head, and lenet5 with cosface head is"),
     (["STAGE2.METHOD", "lws", "STAGE2.HEAD.NAME", "softmax"], "STAGE2.HEAD.NAME has no effect: STAGE2.METHOD is lws"),
     (["STAGE2.METHOD", "ncm", "STAGE2.OPTIM.BASE_LR", "1"], "STAGE2.OPTIM.BASE_LR has no effect: STAGE2.METHOD is ncm"),
     (["STAGE2.OPTIM.BASE_LR", "1"], "STAGE2.OPTIM.BASE_LR has no effect: STAGE2.METHOD is none"),
