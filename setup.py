@@ -23,7 +23,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["pycls", "pycls.*"]),
-    package_data={"pycls": ["py.typed", "data/sets/*.npz", "data/images/*.c", "engine/checkpoint/*.c", "heads/ops/*.[ch]",
+    package_data={"pycls": ["py.typed", "data/sets/*.npz", "data/images/*.c", "heads/ops/*.[ch]",
                             "zoo/*.json"]},
     install_requires=[
         "torch>=2.9",

@@ -24,8 +24,8 @@ PACKAGES = {
     "zoo": {"errors", "registry", "class_names", "runtime", "heads", "engine", "models", "zoo"},  # names of models and classes
     "config": {"errors", "ranges", "registry", "config"},
     "build": {"errors", "registry", "class_names", "runtime", "models", "heads", "data", "engine", "config", "build"},
-    "run": {"", "errors", "registry", "class_names", "runtime", "report", "models", "data", "engine", "zoo", "config", "build",
-            "run"},
+    "run": {"", "errors", "registry", "class_names", "runtime", "report", "models", "heads", "data", "engine", "zoo",
+            "config", "build", "run"},
     "cli": {"errors", "runtime", "config", "run"},
     "tools": {"cli", "run", "data", "zoo"},
     "": {"heads", "models"},  # pycls itself: the library's few names
@@ -33,7 +33,8 @@ PACKAGES = {
 WITHIN_HEADS = {
     "heads.ops": {"heads.ops"},  # knows no similarity, margin or head
     "heads.parallel": {"heads.ops", "heads.parallel", "heads.head", "heads.parts"},
-    "heads.head": {"heads.ops", "heads.labels", "heads.parts"},
+    "heads.head": {"heads.ops", "heads.labels", "heads.output", "heads.parts"},
+    "heads.output": {"heads.ops"},
     "heads.parts": {"heads.ops"},
 }
 """What these of the heads may import of the heads when they run; any other module there anything but heads.parallel."""

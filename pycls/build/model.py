@@ -19,6 +19,7 @@ from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.diagnostics import Watch, at_start
 from pycls.heads.head import Head
 from pycls.heads.parallel.shards import ClassShard, shard_classes
+from pycls.heads.parts import Criterion
 from pycls.models.classifier import Classifier
 from pycls.models.recompute import blocks_of, recompute_blocks
 from pycls.registry import AUXILIARIES, CRITERIA, HEADS, MARGINS, MODELS, SIMILARITIES
@@ -66,9 +67,12 @@ def build_head(cfg: CfgNode, in_features: int, classes: int, counts: Tensor) -> 
     if cfg.HEAD.CRITERION.NAME:
         criterion = CRITERIA.get(cfg.HEAD.CRITERION.NAME)(**config.part_arguments(CRITERIA, cfg.HEAD.CRITERION, **given))
     if cfg.HEAD.NAME:
-        head = HEADS.get(cfg.HEAD.NAME)(**config.head_arguments(cfg, **given))
-        if criterion is not None or auxiliaries:
-            head = Head(head.similarity, head.margin, criterion or head.criterion, [*head.auxiliaries, *auxiliaries])
+        named: nn.Module = HEADS.get(cfg.HEAD.NAME)(**config.head_arguments(cfg, **given))
+        if not isinstance(named, Head):
+            _refuse_parts(cfg, named)
+            return named
+        similarity, margin, criterion = named.similarity, named.margin, criterion or named.criterion
+        auxiliaries = [*named.auxiliaries, *auxiliaries]
     else:
         similarity = SIMILARITIES.get(cfg.HEAD.SIMILARITY.NAME)(
             **config.part_arguments(SIMILARITIES, cfg.HEAD.SIMILARITY, **given)
@@ -76,20 +80,30 @@ def build_head(cfg: CfgNode, in_features: int, classes: int, counts: Tensor) -> 
         margin = None
         if cfg.HEAD.MARGIN.NAME:
             margin = MARGINS.get(cfg.HEAD.MARGIN.NAME)(**config.part_arguments(MARGINS, cfg.HEAD.MARGIN, **given))
-        head = Head(similarity, margin, criterion or CrossEntropy(), auxiliaries)
-    head.margin_warmup, head.similarity.chunk = cfg.HEAD.MARGIN_WARMUP, cfg.HEAD.CHUNK
-    if cfg.TRAIN.LABEL_SMOOTHING:
-        _smooth(head, cfg.TRAIN.LABEL_SMOOTHING)
-    return head
+    criterion = _smoothed(criterion or CrossEntropy(), cfg.TRAIN.LABEL_SMOOTHING)
+    return Head(similarity, margin, criterion, auxiliaries, cfg.HEAD.MARGIN_WARMUP, cfg.HEAD.CHUNK)
 
 
-def _smooth(head: Any, label_smoothing: float) -> None:
-    own = getattr(head.criterion, "label_smoothing", None)
-    if own is None:
-        raise InputError(f"TRAIN.LABEL_SMOOTHING: the criterion {type(head.criterion).__name__} knows no label smoothing")
-    if own not in (0.0, label_smoothing):
-        raise InputError(f"TRAIN.LABEL_SMOOTHING is {label_smoothing}, but HEAD.CRITERION.LABEL_SMOOTHING is {own}")
-    head.criterion.label_smoothing = label_smoothing
+def _refuse_parts(cfg: CfgNode, head: nn.Module) -> None:
+    """Raises InputError for options that only a head composed of parts has."""
+    options = {"HEAD.CRITERION.NAME": cfg.HEAD.CRITERION.NAME, "HEAD.AUXILIARIES": cfg.HEAD.AUXILIARIES,
+               "HEAD.MARGIN_WARMUP": cfg.HEAD.MARGIN_WARMUP, "HEAD.CHUNK": cfg.HEAD.CHUNK,
+               "TRAIN.LABEL_SMOOTHING": cfg.TRAIN.LABEL_SMOOTHING, "TEST.OPEN_SET": cfg.TEST.OPEN_SET}  # fmt: skip
+    for key, value in options.items():
+        if value:
+            raise InputError(f"{key} {value}: the head {cfg.HEAD.NAME} ({type(head).__name__}) is not composed of parts")
+
+
+def _smoothed(criterion: Criterion, label_smoothing: float) -> Criterion:
+    """The criterion with TRAIN.LABEL_SMOOTHING."""
+    if not label_smoothing:
+        return criterion
+    if not isinstance(criterion, CrossEntropy):
+        raise InputError(f"TRAIN.LABEL_SMOOTHING: the criterion {type(criterion).__name__} knows no label smoothing")
+    if criterion.label_smoothing not in (0.0, label_smoothing):
+        raise InputError(f"TRAIN.LABEL_SMOOTHING is {label_smoothing}, but HEAD.CRITERION.LABEL_SMOOTHING is "
+                         f"{criterion.label_smoothing}")  # fmt: skip
+    return criterion.with_label_smoothing(label_smoothing)
 
 
 def share_out(cfg: CfgNode, model: Classifier, ranks: Ranks) -> None:

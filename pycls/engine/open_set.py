@@ -64,7 +64,7 @@ def score_all(model: Any, batches: Iterable[Any]) -> dict[str, Tensor]:
     for images, _, _ in batches:
         features = model.features(images)
         near = similarity_to_prototypes(features, similarity.weight, similarity.domain == "distance")
-        for name, scores in known_scores(model.head(features).logits, near).items():
+        for name, scores in known_scores(model.logits(features), near).items():
             found.setdefault(name, []).append(scores.cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
 

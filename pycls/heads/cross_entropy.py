@@ -1,5 +1,6 @@
 """Cross entropy: label smoothing, class weights, and class-balanced weights from an epoch on (DRW)."""
 
+import copy
 import math
 from typing import Annotated
 
@@ -54,6 +55,12 @@ class CrossEntropy(SoftmaxCriterion):
     def class_weights(self) -> Tensor | None:
         """[K], or None."""
         return self.weights
+
+    def with_label_smoothing(self, label_smoothing: float) -> "CrossEntropy":
+        """A copy with this label smoothing."""
+        criterion = copy.deepcopy(self)
+        criterion.label_smoothing = label_smoothing
+        return criterion
 
     def smoothed_over(self, num_classes: int) -> int | Tensor:
         """How many of the classes smoothing's share is spread over, where they have weights."""
@@ -136,6 +143,12 @@ class ClassBalanced(CrossEntropy):
         """[K]; ones until they are in force, but for classes without training samples."""
         assert self.weights is not None
         return torch.where(self.in_force, self.weights, (self.weights > 0).to(self.weights.dtype))
+
+    def with_label_smoothing(self, label_smoothing: float) -> "CrossEntropy":
+        """A copy with this label smoothing."""
+        criterion = copy.deepcopy(self)
+        criterion.label_smoothing = label_smoothing
+        return criterion
 
     def smoothed_over(self, classes: int) -> Tensor:
         """Those that have training samples."""

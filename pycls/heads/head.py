@@ -1,7 +1,6 @@
 """A head: similarity x margin x criterion (+ auxiliaries), as one module."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +8,11 @@ from torch import Tensor, nn
 from pycls.heads.labels import Labels, Mean, check_features, checked_labels, column, targets_of
 from pycls.heads.ops import backend
 from pycls.heads.ops.derived_weight import DerivedWeight
-from pycls.heads.ops.fused import Ranking, Scores
+from pycls.heads.ops.fused import Scores
 from pycls.heads.ops.loss import TargetStep, margin_softmax, moved_logit, transformed
 from pycls.heads.ops.products import autocast_type, float_products
 from pycls.heads.ops.snapshot import snapshot
+from pycls.heads.output import HeadOutput
 from pycls.heads.parts import (
     Auxiliary,
     Criterion,
@@ -26,28 +26,6 @@ from pycls.heads.parts import (
 )
 
 _EXACT = (torch.float32, torch.float64)
-
-
-@dataclass
-class HeadOutput:
-    """What a head returns.
-
-    Attributes:
-        logits: [N, K], without margin; None in training with so many classes that they are not kept (see ``chunk``).
-        loss: scalar, None without labels.
-        terms: the parts of the loss by name, detached scalars that add up to it.
-        correct: bool [N], whether the label's logit (of a mixture the first label's) is the largest; where ``logits`` is None.
-        ranking: in evaluation, where ``logits`` is None because the classes are sharded over processes.
-    """
-
-    logits: Tensor | None
-    loss: Tensor | None = None
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    correct: Tensor | None = None
-    ranking: Ranking | None = None
-
-
-torch.export.register_dataclass(HeadOutput)  # else DDP and FSDP do not find the loss in it
 
 
 class Head(nn.Module):
@@ -64,6 +42,7 @@ class Head(nn.Module):
         criterion: logits and labels -> loss.
         auxiliaries: further losses.
         margin_warmup: training passes over which the margin grows from 0 to its full size.
+        chunk: classes worked on at a time, to save memory; 0 chooses by their number.
 
     Raises:
         ValueError: if the parts do not fit each other.
@@ -78,6 +57,7 @@ class Head(nn.Module):
         criterion: Criterion,
         auxiliaries: Iterable[Auxiliary] = (),
         margin_warmup: int = 0,
+        chunk: int = 0,
     ) -> None:
         super().__init__()
         self.similarity = similarity
@@ -85,6 +65,7 @@ class Head(nn.Module):
         self.criterion = criterion
         self.auxiliaries = nn.ModuleList(auxiliaries)
         self.margin_warmup = margin_warmup
+        self.chunk = chunk
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if margin is not None and margin.domain != similarity.domain:
             raise ValueError(
@@ -176,7 +157,7 @@ class Head(nn.Module):
             if products is not None and self.similarity.half_products:
                 inputs = inputs._replace(products=products)
             if labels is None:
-                return HeadOutput(self._shown(self.similarity.scores(inputs).logits))
+                return HeadOutput(self._shown(self.similarity.scores(inputs, chunk=self.chunk).logits))
             return self._losses(x, inputs, labels)
 
     def _losses(self, x: Tensor, inputs: FeatureInput, labels: Labels) -> HeadOutput:
@@ -188,9 +169,10 @@ class Head(nn.Module):
         weights = None if weights is None else weights.to(x.dtype)
         if isinstance(criterion, SoftmaxCriterion):
             total = False if not criterion.uses_total else True if weights is None else weights
-            scores = similarity.scores(inputs, clamped, reduce=True, total=total, offset=offset, step=self.steps)
+            scores = similarity.scores(inputs, clamped, reduce=True, total=total, offset=offset, chunk=self.chunk,
+                                       step=self.steps)  # fmt: skip
         else:
-            scores = similarity.scores(inputs, clamped)
+            scores = similarity.scores(inputs, clamped, chunk=self.chunk)
         mean = Mean(targets, clamped, shares, weights)
         feature_norm = norm(inputs.x) if self._needs_feature_norm() else None
         total_loss: Tensor | None = None

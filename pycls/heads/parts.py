@@ -63,7 +63,6 @@ class Similarity(nn.Module):
         log_likelihood: whether the logits are log-likelihoods of the features (up to a constant).
         half_products: whether the products may be made in half precision; not where large ones are to cancel that are rounded
             apart from each other.
-        chunk: classes worked on at a time; 0 chooses.
         shard: which of the classes this process has; None for all. Its own parameters (not its modules') are then theirs.
     """
 
@@ -75,7 +74,6 @@ class Similarity(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     spec: ScoreSpec
-    chunk: int = 0
     shard: "ClassShard | None" = None
 
     def __init__(self) -> None:
@@ -119,16 +117,17 @@ class Similarity(nn.Module):
         reduce: bool = False,
         total: bool | Tensor = False,
         offset: Tensor | None = None,
+        chunk: int = 0,
         step: Tensor | int = 0,
     ) -> Scores:
         """One pass over the prototypes; see :func:`pycls.heads.ops.fused.class_scores`. ``step`` is the number of training
         passes so far, for the sampling of sharded classes."""
         if self.shard is not None:
-            return self.shard.scores(self, inputs, targets, total=total, offset=offset, step=step)
+            return self.shard.scores(self, inputs, targets, total=total, offset=offset, chunk=chunk, step=step)
         return class_scores(
             inputs.x, self.prototypes(), self.spec, target_norm=inputs.target_norm, scale=self.logit_scale(), offset=offset,
             targets=targets, reduce=reduce, total=total, squared_norms=self.needs_squared_norm and targets is not None,
-            chunk=self.chunk, products=inputs.products,
+            chunk=chunk, products=inputs.products,
         )
 
 

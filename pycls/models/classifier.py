@@ -4,13 +4,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pycls.heads.output import head_output
+
 
 class Classifier(nn.Module):
     """Images -> features (backbone) -> logits and loss (head), as one module whose state is the whole model's.
 
     Args:
         backbone: images float [N, C, H, W] -> features [N, D].
-        head: features [N, D] and, in training, labels -> ``HeadOutput(logits [N, K], loss, terms)``.
+        head: features [N, D] and labels -> what :func:`pycls.heads.output.head_output` takes.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -39,6 +41,12 @@ class Classifier(nn.Module):
         """Images float [N, C, H, W] -> features [N, D]."""
         return self.backbone(images)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Features [N, D] -> logits [N, K]."""
+        logits = head_output(self.head, features).logits
+        assert logits is not None, "only training with labels keeps no logits"
+        return logits
+
     def set_epoch(self, epoch: int) -> None:
         """Called before each epoch (from 0 on) by the training loop; the head's schedules by epoch follow."""
         if hasattr(self.head, "set_epoch"):
@@ -49,4 +57,4 @@ class Classifier(nn.Module):
 
         ``labels`` are int64 [N], or a mixture (labels_a [N], labels_b [N], lam), or None for logits without a loss.
         """
-        return self.head(self.backbone(images), labels)
+        return head_output(self.head, self.backbone(images), labels)

@@ -5,6 +5,7 @@ import logging
 from yacs.config import CfgNode
 
 from pycls import build, config
+from pycls.heads.head import Head
 from pycls.models.complexity import complexity
 
 logger = logging.getLogger(__name__)
@@ -17,4 +18,7 @@ def info(cfg: CfgNode) -> int:
     print(model)
     print(f"\nimages {channels} x {size} x {size}, features {model.backbone.feature_dim}, classes {classes}")
     print(complexity(model, channels, size))
+    if isinstance(model.head, Head):
+        backend, reason = model.head.backend
+        print(f"head computed by the {backend.name} backend here: {reason}")
     return 0

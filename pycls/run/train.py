@@ -12,6 +12,7 @@ from pycls.engine.checkpoint.checkpoints import model_state
 from pycls.engine.checkpoint.sharded import is_sharded
 from pycls.engine.checkpoint.state_file import save_weights
 from pycls.engine.trainer import Stopped, Trainer
+from pycls.heads.head import Head
 from pycls.report import plots, summary
 from pycls.run import evaluation, setup, trainers
 from pycls.run.context import RunContext
@@ -159,11 +160,11 @@ def _draw(
         title = f"{run.title} on {cfg.TRAIN.DATASET}"
         plots.draw_curves(out_dir / "curves.png", trainer.history, title, cfg.TRAIN.EVAL_SPLIT)
         drawn.append("curves.png")
-    if trainer.model.backbone.feature_dim == 2 and not is_sharded(trainer.model.backbone):
+    head = trainer.model.head
+    if trainer.model.backbone.feature_dim == 2 and isinstance(head, Head) and not is_sharded(trainer.model.backbone):
         everything = build.build_eval_loader(cfg, *test_set, run.device, Ranks())
         features, labels = plots.collect_features(trainer.model, everything)
-        similarity = trainer.model.head.similarity
-        prototypes = weights["head.similarity.weight"].cpu() if similarity.domain == "distance" else None
+        prototypes = weights["head.similarity.weight"].cpu() if head.similarity.domain == "distance" else None
         title = f"{run.title}, features of {test_set[0].name}"
         plots.draw_features(out_dir / "features.png", features, labels, prototypes, list(test_set[0].class_names), title)
         drawn.append("features.png")

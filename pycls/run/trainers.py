@@ -18,6 +18,7 @@ from pycls.engine.checkpoint.state_file import better_weights
 from pycls.engine.evaluate import precise_batch_norm
 from pycls.engine.trainer import Trainer
 from pycls.errors import InputError, RunError
+from pycls.heads.head import Head
 from pycls.models.classifier import Classifier
 from pycls.report.reporter import Reporter
 from pycls.report.tensorboard import Board
@@ -109,6 +110,9 @@ def announce(run: RunContext, trainer: Trainer) -> None:
                 classes, f"{sum(p.numel() for p in trainer.model.parameters()):,}", device)  # fmt: skip
     if trainer.settings.autocast is not None and device.type == "cpu" and not has_fast_bf16(device):
         logger.warning("this CPU has no bf16 units: TRAIN.MIXED_PRECISION makes training about ten times slower here")
+    if isinstance(trainer.model.head, Head):
+        backend, reason = trainer.model.head.backend
+        logger.info("head computed by the %s backend: %s", backend.name, reason)
     absent = build.absent_classes(build.class_counts(dataset.labels, classes), dataset.class_names)
     for warning in (*([absent] if absent else []), *build.head_warnings(trainer.model), *_too_much(cfg, trainer, dataset)):
         logger.warning(warning)

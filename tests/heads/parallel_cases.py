@@ -51,7 +51,7 @@ def plain_head(name: str, case: int) -> tuple[Head, str, dict[str, Any]]:
     if name == "ring":
         head.auxiliaries[0].started.fill_(True)
     if name == "chunked":
-        head.similarity.chunk = 2
+        head.chunk = 2
     if name == "arc_with_warmup":
         head.margin_warmup = 7
     return head, entry, options

@@ -110,7 +110,7 @@ def test_only_what_learns_has_a_gradient(name: str, options: dict) -> None:
     for dtype in (torch.float32, torch.float64):
         for chunk in (0, 2):
             head = pycls.create_head(name, in_features=4, num_classes=5, **options).to(dtype)
-            head.similarity.chunk = chunk
+            head.chunk = chunk
             for key, parameter in head.named_parameters():
                 parameter.requires_grad_(key.endswith(learns))
             head(torch.randn(6, 4, dtype=dtype), torch.arange(6) % 5).loss.backward()

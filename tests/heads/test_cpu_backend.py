@@ -70,7 +70,7 @@ def test_it_is_what_torchs_operations_give(name: str, case: int, chunk: int, mon
     """33 classes fill no vector of the processor evenly, and 7 a chunk leave most targets in another chunk."""
     options = options_of(name, case, 33)
     head = make_head(name, 10, 33, options, torch.float32, case)
-    head.similarity.chunk = chunk
+    head.chunk = chunk
     batch = make_batch(name, head, options, 40, case)
     ours, theirs, called = both(head, batch.features, batch.labels, monkeypatch)
     assert called >= ({"forward"} if name in TOP_K else {"forward", "backward"})
@@ -116,7 +116,7 @@ def test_weighted_sums_of_the_logits(name: str, weights: list[float] | None, mon
     head = pycls.heads.Head(head.similarity, head.margin, pycls.registry.CRITERIA.get("cross_entropy")(0.1, weights))
     batch = make_batch(name, head, options, 40, 0, "missing")
     for chunk in (0, 7):
-        head.similarity.chunk = chunk
+        head.chunk = chunk
         ours, theirs, called = both(head, batch.features, batch.labels, monkeypatch)
         assert "backward" in called
         agree(ours, theirs)
@@ -128,7 +128,7 @@ def test_a_graph_gone_back_twice_gives_the_same_bits_twice(name: str, case: int)
     options = options_of(name, case, 33)
     for chunk in (0, 7):
         head = make_head(name, 10, 33, options, torch.float32, 0)
-        head.similarity.chunk = 0 if name in TOP_K else chunk
+        head.chunk = 0 if name in TOP_K else chunk
         batch = make_batch(name, head, options, 8, 0)
         loss = head(batch.features, batch.labels).loss
         first = torch.autograd.grad(loss, list(head.parameters()), retain_graph=True)

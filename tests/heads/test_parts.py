@@ -87,7 +87,7 @@ def test_chunks_change_nothing(similarity, options, criterion, chunk, kept, monk
         head = Head(body, None, part(CRITERIA, criterion)).double()
         if criterion == "cross_entropy":
             head.criterion.label_smoothing = 0.1
-        head.similarity.chunk = 0 if kept else size
+        head.chunk = 0 if kept else size
         x, y = batch()
         output = head(x.requires_grad_(), (y, y.flip(0), 0.3))
         assert (output.logits is None) == (not kept and size > 0 and criterion != "bce")
@@ -217,7 +217,7 @@ def test_adacos_scale_is_chosen_from_the_classes():
 def test_prototypes_are_made_a_chunk_at_a_time(similarity, options, dtype, monkeypatch):
     """With many classes neither all rows nor all their gradients are ever there, only a chunk's."""
     head = Head(SIMILARITIES.get(similarity)(in_features=D, num_classes=K, **options), None, CrossEntropy()).to(dtype)
-    head.similarity.chunk = 2
+    head.chunk = 2
     kind = type(head.similarity.prototypes())
     forward, backward, derived, returned = kind.forward, kind.backward, [], []
 

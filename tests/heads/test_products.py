@@ -46,7 +46,7 @@ def test_values_are_those_of_the_rounded_vectors(name, half, kind, chunk, half_e
     """Against float64 on the rounded features and prototypes: values to float32's precision, gradients to the half's."""
     options = options_of(name, 0, 25)
     head = make_head(name, 16, 25, options, torch.float32, 0).eval()
-    head.similarity.chunk = 0 if name == "smooth_topk" else chunk
+    head.chunk = 0 if name == "smooth_topk" else chunk
     batch = make_batch(name, head, options, 20, 0, kind)
     exact = make_head(name, 16, 25, options, torch.float64, 0).eval()
     with torch.no_grad():

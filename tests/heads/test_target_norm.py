@@ -48,7 +48,7 @@ def by_formula(head: Head, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["product", "cosine", "distance"])
 def test_features_of_a_given_norm(kind: str, centers: int, norm: float | None, chunk: int) -> None:
     head = randomised(Head(Normed(kind, norm, centers), None, CrossEntropy(0.1)))
-    head.similarity.chunk = chunk
+    head.chunk = chunk
     x, y = batch()
     torch.testing.assert_close(head(x).logits, by_formula(head, x))
     expected = nn.functional.cross_entropy(by_formula(head, x), y, ignore_index=-1, label_smoothing=0.1)
@@ -59,7 +59,7 @@ def test_features_of_a_given_norm(kind: str, centers: int, norm: float | None, c
     wanted = gradients_of(expected, [*head.parameters()])
     single = Head(Normed(kind, norm, centers), None, CrossEntropy(0.1))
     single.load_state_dict(head.state_dict())
-    single.similarity.chunk = chunk
+    single.chunk = chunk
     found = gradients_of(single(x.float(), y).loss, [*single.parameters()])
     for one, other in zip(found, wanted, strict=True):
         assert relative_error(one, other, 1e-2) < 1e-5

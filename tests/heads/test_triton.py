@@ -85,7 +85,7 @@ def used_variants(types: list[torch.dtype | None], trials: list[torch.dtype]) ->
             for name in HEADS:
                 for chunk in (0, 2048):
                     head = make_head(name, 512, 2500, options_of(name, 0, 2500), torch.float32, 0)
-                    head.similarity.chunk = chunk
+                    head.chunk = chunk
                     head(torch.ones(4, 512, requires_grad=True), torch.arange(4)).loss.backward()
     return sorted(recorder.variants, key=str)
 
@@ -133,7 +133,7 @@ def test_what_torch_is_asked_on_cuda_exists_there(name: str, half: torch.dtype, 
         for chosen in (torch_backend.BACKEND,) if plain else (torch_backend.BACKEND, backend):
             monkeypatch.setattr(fused, "select", lambda *arguments, chosen=chosen: Choice(chosen, ""))
             for chunk in (0,) if name == "smooth_topk" else (0, 1000):
-                head.similarity.chunk = chunk
+                head.chunk = chunk
                 loss = head(x, y).loss
                 assert loss.dtype is torch.float32 and loss.device == cuda
         if not plain:  # the engine of autograd needs a device: what it would call, without it
@@ -219,7 +219,7 @@ def cuda_step(name: str, half: torch.dtype | None, chunk: int) -> list[Tensor]:
     options = options_of(name, 0, 3000)
     head = make_head(name, 64, 3000, options, torch.float32, 0)
     batch = make_batch(name, head, options, 200, 0)
-    head.similarity.chunk = chunk
+    head.chunk = chunk
     head, x, y = head.cuda().eval(), batch.features.cuda(), batch.labels.cuda()
     x = (x if half is None else x.to(half)).requires_grad_()
     with torch.autocast("cuda", dtype=half or torch.bfloat16, enabled=half is not None):

@@ -72,7 +72,7 @@ def test_it_is_what_torchs_operations_give(name: str, case: int, chunk: int) -> 
     options = options_of(name, case, 33)
     torch.manual_seed(case)
     module = make_head(name, 10, 33, options, torch.float32, case)
-    module.similarity.chunk = chunk
+    module.chunk = chunk
     batch = make_batch(name, module, options, 6, case)
     spy = Spy()
     module.eval()  # twice the same: neither centres nor schedules move
@@ -89,7 +89,7 @@ def test_in_half_precision(name: str, half: torch.dtype, chunk: int) -> None:
     """Both round the gradient by the products, of which a few numbers lie on the other side of a half."""
     options = options_of(name, 0, 33)
     module = make_head(name, 10, 33, options, torch.float32, 0)
-    module.similarity.chunk = chunk
+    module.chunk = chunk
     batch = make_batch(name, module, options, 6, 0)
     spy = Spy()
     module.eval()
@@ -112,7 +112,7 @@ def test_samples_without_a_class_offsets_and_weighted_sums(name: str, offsets: b
     if offsets:
         criterion = criteria.get("logit_adjustment")([1 + k for k in range(33)], 0.7)
     module = pycls.heads.Head(plain.similarity, plain.margin, criterion)
-    module.similarity.chunk = chunk
+    module.chunk = chunk
     y = torch.randint(33, (10,))
     y[::3] = -1
     spy = Spy()
@@ -125,7 +125,7 @@ def test_samples_without_a_class_offsets_and_weighted_sums(name: str, offsets: b
 def test_the_largest_other_logit_is_without_offset() -> None:
     module = pycls.create_head("logit_adjustment", in_features=4, num_classes=33, class_counts=[1 + k for k in range(33)])
     module.similarity.weight.data.normal_()
-    module.similarity.chunk = 7
+    module.chunk = 7
     x, y = torch.randn(9, 4), torch.randint(33, (9,))
     with patch.object(fused, "select", Spy().select):
         correct = module(x.requires_grad_(), y).correct

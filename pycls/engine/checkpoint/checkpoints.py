@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycls.engine.checkpoint.copying import copy_function
 from pycls.engine.checkpoint.sharded import Where, cutter, first_of_all, joiner, whole_shapes
 from pycls.engine.checkpoint.sharded_rows import Split
 from pycls.engine.checkpoint.snapshot import Snapshot, take
@@ -57,7 +56,6 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
-        copy_function()  # on a machine's first training it is compiled, which the loop should not wait for
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

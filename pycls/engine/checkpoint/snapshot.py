@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycls.engine.checkpoint.copying import copy_all
-
 TENSOR = "__tensor__"
 PART = "__part__"
 MAP = "__map__"
@@ -66,10 +64,32 @@ def take(
     copies = {name: _room(source, memory.get(name)) for name, source in sources.items()}
     memory.clear()
     memory.update(copies)
-    bad = copy_all(sources, copies, finite)
+    _copy(sources, copies)
+    bad = _not_finite({name: source for name, source in sources.items() if name in frozenset(finite)})
     if any(source.is_cuda for source in sources.values()):
         torch.cuda.synchronize()  # the copies into page-locked memory
     return Snapshot(tree, {n: copies[n] for n in tensors if n in copies}, {n: copies[n] for n in parts}, bad)
+
+
+@torch.no_grad()
+def _copy(sources: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
+    """Fills the copies, those of the same names."""
+    for name, source in sources.items():
+        copies[name].copy_(source, non_blocking=source.is_cuda)
+
+
+@torch.no_grad()
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first that has an infinity or NaN. Its sum, which is far quicker than a look at each number, is not finite then."""
+    by_device: dict[torch.device, list[str]] = {}
+    for name, tensor in tensors.items():
+        by_device.setdefault(tensor.device, []).append(name)
+    bad = set()
+    for names in by_device.values():
+        sums = torch.stack([tensors[name].sum().float() for name in names])
+        if not bool(sums.isfinite().all()):
+            bad |= {name for name in names if not bool(tensors[name].isfinite().all())}
+    return next((name for name in tensors if name in bad), None)
 
 
 def _room(source: Tensor, old: Tensor | None) -> Tensor:

@@ -75,7 +75,7 @@ class ClassShard:
 
     def scores(
         self, similarity: Similarity, inputs: FeatureInput, targets: Tensor | None, *, total: bool | Tensor,
-        offset: Tensor | None, step: Tensor | int,
+        offset: Tensor | None, chunk: int, step: Tensor | int,
     ) -> Scores:  # fmt: skip
         """What :meth:`pycls.heads.parts.Similarity.scores` gives of this process's samples, over all classes.
 
@@ -90,7 +90,7 @@ class ClassShard:
                                   "products": inputs.products}  # fmt: skip
         if targets is None:
             with torch.no_grad():
-                logits = class_scores(x, prototypes, similarity.spec, chunk=similarity.chunk, **shared).logits
+                logits = class_scores(x, prototypes, similarity.spec, chunk=chunk, **shared).logits
                 assert logits is not None
                 return Scores(self.whole(logits.t())[:, own].t().contiguous())
         targets = _gathered(targets, sizes)
@@ -105,7 +105,7 @@ class ClassShard:
             offset = None if offset is None else offset.index_select(0, chosen)
         scores = class_scores(
             x, prototypes, similarity.spec, offset=offset, targets=labels, reduce=True, total=total,
-            squared_norms=similarity.needs_squared_norm, chunk=similarity.chunk, absent=True, **shared,
+            squared_norms=similarity.needs_squared_norm, chunk=chunk, absent=True, **shared,
         )  # fmt: skip
         by_owner = [*scores.score, *scores.squared_norm, *scores.log_determinant]
         sets = targets.shape[1]
