@@ -33,7 +33,7 @@ PACKAGES = {
 WITHIN_HEADS = {
     "heads.ops": {"heads.ops"},  # knows no similarity, margin or head
     "heads.parallel": {"heads.ops", "heads.parallel", "heads.head", "heads.parts"},
-    "heads.head": {"heads.ops", "heads.labels", "heads.output", "heads.parts"},
+    "heads.head": {"heads.ops", "heads.labels", "heads.output", "heads.parts", "heads.snapshot"},
     "heads.output": {"heads.ops"},
     "heads.parts": {"heads.ops"},
 }

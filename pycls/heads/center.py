@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
-from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.parts import Auxiliary
+from pycls.heads.snapshot import snapshot
 from pycls.ranges import NOT_NEGATIVE, SHARE
 from pycls.registry import AUXILIARIES, HEADS
 

@@ -11,7 +11,6 @@ from pycls.heads.ops.derived_weight import DerivedWeight
 from pycls.heads.ops.fused import Scores
 from pycls.heads.ops.loss import TargetStep, margin_softmax, moved_logit, transformed
 from pycls.heads.ops.products import autocast_type, float_products
-from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.output import HeadOutput
 from pycls.heads.parts import (
     Auxiliary,
@@ -24,6 +23,7 @@ from pycls.heads.parts import (
     Target,
     norm,
 )
+from pycls.heads.snapshot import snapshot
 
 _EXACT = (torch.float32, torch.float64)
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
-from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.ops.spec import ScoreSpec
 from pycls.heads.parts import Margin, Similarity, Target
+from pycls.heads.snapshot import snapshot
 from pycls.ranges import NOT_NEGATIVE, PART, Range
 from pycls.registry import HEADS, MARGINS, SIMILARITIES
 

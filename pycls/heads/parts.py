@@ -175,7 +175,7 @@ class Margin(nn.Module):
     def advance(self) -> None:
         """Called once a training step, after the loss: moves the buffers of an annealing schedule.
 
-        For ``torch.compile`` the margin reads them by :func:`pycls.heads.ops.snapshot.snapshot`.
+        For ``torch.compile`` the margin reads them by :func:`pycls.heads.snapshot.snapshot`.
         """
 
     def class_priors(self) -> list[str]:
@@ -292,7 +292,7 @@ class Auxiliary(nn.Module):
     def update(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Called once a training step, after the loss: moves buffers such as centres. ``weights`` are 0, lam or 1.
 
-        For ``torch.compile`` the loss reads them by :func:`pycls.heads.ops.snapshot.snapshot`.
+        For ``torch.compile`` the loss reads them by :func:`pycls.heads.snapshot.snapshot`.
         """
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
 from pycls.heads.linear import Linear
-from pycls.heads.ops.snapshot import snapshot
 from pycls.heads.ops.spec import TINY
 from pycls.heads.parts import Auxiliary, norm
+from pycls.heads.snapshot import snapshot
 from pycls.ranges import NOT_NEGATIVE
 from pycls.registry import AUXILIARIES, HEADS
 

@@ -59,24 +59,13 @@ def create_model(
         options = {"image_size": weights.entry.crop, **weights.entry.options, **options}
     if class_names is not None:
         num_classes = _number_of(class_names, num_classes)
-    if name in ARCHITECTURES:
-        architecture = ARCHITECTURES[name]
-        num_classes = IMAGENET_CLASSES if num_classes is None else num_classes
-        options = {"image_size": architecture.image_size, **architecture.options, **options}
-        name = architecture.backbone
-    if name not in MODELS:
-        raise InputError(f"there is no model named {name!r}{closest(name, list_models())}")
+    name, num_classes, options = _architecture(name, num_classes, options)
     if num_classes is None or num_classes < 1:
         raise ValueError(f"a classifier needs num_classes, at least one, not {num_classes}")
-    component = MODELS.get(name)
-    known = inspect.signature(component).parameters
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise TypeError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(known)}")
     if not isinstance(head, str) and head_options:
         raise ValueError("head_options go with a head's name, and this head is built already")
     build_head = HEADS.get(head) if isinstance(head, str) else None
-    backbone = component(**options)
+    backbone = _backbone(name, options)
     if build_head is not None:
         head = build_head(in_features=backbone.feature_dim, num_classes=num_classes, **(head_options or {}))
     assert isinstance(head, nn.Module)
@@ -90,6 +79,28 @@ def create_model(
     elif class_names is not None:
         model.class_names = list(class_names)
     return model
+
+
+def _backbone(name: str, options: dict[str, Any]) -> Any:
+    component = MODELS.get(name)
+    known = inspect.signature(component).parameters
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise TypeError(f"{name} has no option {unknown[0]!r}; it has: {', '.join(known)}")
+    return component(**options)
+
+
+def _architecture(
+    name: str, num_classes: int | None, options: dict[str, Any]
+) -> tuple[str, int | None, dict[str, Any]]:
+    """The backbone of an architecture's name, with its options and the classes of ImageNet unless others are given."""
+    if name in MODELS:
+        return name, num_classes, options
+    if name not in ARCHITECTURES:
+        raise InputError(f"there is no model named {name!r}{closest(name, list_models())}")
+    known = ARCHITECTURES[name]
+    options = {"image_size": known.image_size, **known.options, **options}
+    return known.backbone, IMAGENET_CLASSES if num_classes is None else num_classes, options
 
 
 def _number_of(class_names: Sequence[str], num_classes: int | None) -> int:

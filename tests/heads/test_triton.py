@@ -121,7 +121,7 @@ def test_every_variant_compiles_for_hopper(types: list, trials: list, tmp_path: 
 @pytest.mark.parametrize("name", [*HEADS[:-1], "subcenter_arcface", "smooth_topk"])  # the last one reads its counts
 def test_what_torch_is_asked_on_cuda_exists_there(name: str, half: torch.dtype, monkeypatch) -> None:
     """With tensors that have a device and a type but no numbers: the products in half precision are CUDA's alone."""
-    monkeypatch.setattr(chunks, "_queried_l2_bytes", lambda device: chunks.L2_BYTES)
+    monkeypatch.setattr(chunks, "_l2_bytes", lambda device: chunks.L2_BYTES)
     monkeypatch.setattr("pycls.heads.head.autocast_type", lambda x: half)
     backend = TritonBackend(Recorder())
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -199,7 +199,7 @@ def test_chunks_fit_into_the_devices_cache(monkeypatch) -> None:
     cache = SimpleNamespace(L2_cache_size=50 << 20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: cache)
     device = torch.device("cuda", 0)
-    chunks._queried_l2_bytes.cache_clear()
+    chunks._l2_bytes.cache_clear()
     with FakeTensorMode():  # tensors with a device, on which nothing is
 
         def of(samples: int) -> Tensor:
@@ -211,7 +211,7 @@ def test_chunks_fit_into_the_devices_cache(monkeypatch) -> None:
         assert chunks.chunks(1_000_000, 3, of(1024), 0)[0][1] * 3 <= 12_800
         assert chunks.chunks(10, 1, of(4), 3) == [(0, 3), (3, 6), (6, 9), (9, 10)]
     assert 1024 * 100_000 < fused.KEPT_ELEMENTS_CUDA < 1024 * 1_000_000
-    chunks._queried_l2_bytes.cache_clear()
+    chunks._l2_bytes.cache_clear()
 
 
 def cuda_step(name: str, half: torch.dtype | None, chunk: int) -> list[Tensor]:

@@ -4,17 +4,12 @@ import functools
 
 import torch
 
-CHUNK_ELEMENTS = 1 << 20
-"""Elements of W in an automatic chunk: 4 MB of float32, which stays in a processor's cache between the chunk's passes."""
+CHUNK_ELEMENTS, LOGITS_ELEMENTS = 1 << 20, 1 << 22
+"""Elements of W in an automatic chunk, 4 MB that stay in a processor's cache between the chunk's passes; and of its logits."""
 
-LOGITS_ELEMENTS = 1 << 22
-"""Logits of an automatic chunk at the most, for large batches."""
-
-ALIGNMENT = 128
-"""On CUDA a chunk's first class is a multiple of it, so that the rows of a chunk are read in whole cache lines."""
-
-LEAST = 1024
-"""Classes of a chunk on CUDA at the least: fewer do not keep a device busy."""
+ALIGNMENT, LEAST = 128, 1024
+"""On CUDA a chunk's first class is a multiple of the one, so that its rows are read in whole cache lines; it has at least so
+many classes as the other: fewer do not keep a device busy."""
 
 L2_BYTES = 50 << 20
 """The second-level cache of a CUDA device of which nothing else is known: an H100's."""
@@ -52,14 +47,10 @@ def _classes_on_cuda(num_centers: int, samples: int, device: torch.device) -> in
     Half of it would leave room for the operands. But a chunk costs about ten launches a step, which should take the host
     longer than the device needs for half as large products: then the device waits. (Estimated for an H100, not measured.)
     """
-    elements = _l2_bytes(device) // 4
-    return max(LEAST, elements // max(samples * num_centers, 1) // ALIGNMENT * ALIGNMENT)
-
-
-def _l2_bytes(device: torch.device) -> int:
-    return L2_BYTES if torch.compiler.is_compiling() else _queried_l2_bytes(device)  # a compiler does not look into properties
+    known = L2_BYTES if torch.compiler.is_compiling() else _l2_bytes(device)  # compilers do not look into properties
+    return max(LEAST, known // 4 // max(samples * num_centers, 1) // ALIGNMENT * ALIGNMENT)
 
 
 @functools.cache
-def _queried_l2_bytes(device: torch.device) -> int:
+def _l2_bytes(device: torch.device) -> int:
     return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or L2_BYTES

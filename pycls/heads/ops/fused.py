@@ -27,14 +27,10 @@ from pycls.heads.ops.derived_weight import DerivedWeight, PrototypeChunks, Proto
 from pycls.heads.ops.products import float_products, sum_type
 from pycls.heads.ops.spec import TINY, ScoreSpec
 
-KEPT_ELEMENTS = 1 << 30
-"""Logits kept for the backward pass at the most, without being told: 4 GB of float32. More are recomputed, chunk by chunk,
-which costs a fourth product beside the three and no memory that grows with K."""
-
-KEPT_ELEMENTS_CUDA = 1 << 28
-"""The same on a CUDA device: 1 GB. There the fourth product, in half precision, should take about as long as writing the logits
-to the device's memory and reading them again (at 512 features; estimated for an H100, not measured), and memory is what a
-million classes run out of."""
+KEPT_ELEMENTS, KEPT_ELEMENTS_CUDA = 1 << 30, 1 << 28
+"""Logits kept for the backward pass at the most on a processor (4 GB) and on CUDA (1 GB). More are recomputed chunk by chunk: a
+fourth product, and no memory that grows with K. On CUDA that product, in half precision, should take about as long as writing
+and reading the logits (at 512 features; estimated for an H100, not measured)."""
 
 
 class Ranking(NamedTuple):
@@ -97,7 +93,6 @@ def class_scores(
     """Scores of features x [N, D] against the prototypes of K classes, differentiable once.
 
     Args:
-        x: features.
         prototypes: the prototypes, or how they are derived.
         spec: the similarity.
         target_norm: the norm that the features are given first, a number or a 0-dim tensor; None to leave them as they are.
@@ -107,12 +102,10 @@ def class_scores(
         reduce: whether ``others_logsumexp`` is wanted.
         total: whether ``total`` is wanted; weights [K] for a weighted sum.
         squared_norms: whether ``squared_norm`` is wanted (of one centre a class).
-        chunk: classes a chunk; 0 chooses. With a number given, or more than ``KEPT_ELEMENTS`` logits (on CUDA
-            ``KEPT_ELEMENTS_CUDA``), softmax losses do not keep the logits: ``reduce`` without them.
+        chunk: classes a chunk; 0 chooses. With a number, or more than ``KEPT_ELEMENTS`` logits, ``reduce`` keeps no logits.
         absent: whether targets may be classes of another process, given as -1: their scores and norms mean nothing, and
             ``others_logsumexp`` is over all classes here.
-        products: bfloat16 or float16, to which x and the prototypes are rounded for the matrix products (``products.py``);
-            sums, everything else and the gradients are float32. None: their own type.
+        products: bfloat16 or float16, to which x and the prototypes are rounded for their products (``products.py``), or None.
     """
     if squared_norms or torch.compiler.is_compiling():  # a compiled graph has all prototypes at once
         prototypes = prototypes.materialize()
@@ -137,14 +130,11 @@ def class_scores(
     columns = () if targets is None else targets.unbind(dim=1)
     sets = len(columns)
     others, per_target = (tuple(per_set[:sets]), per_set[sets:]) if reduce else ((), per_set)
-    of_targets = () if determinants is None else tuple(
-        determinants[column.clamp(min=0) if absent else column] for column in columns
-    )  # fmt: skip
-    return Scores(logits, summed, max_other, others, tuple(per_target[:sets]), tuple(per_target[sets:]), of_targets)
+    known = [] if determinants is None else [determinants[c.clamp(min=0) if absent else c] for c in columns]
+    return Scores(logits, summed, max_other, others, tuple(per_target[:sets]), tuple(per_target[sets:]), tuple(known))
 
 
-TENSORS = 15
-"""Inputs of :class:`FusedScores` before those that its prototypes derive from."""
+TENSORS = 15  # inputs of FusedScores before those that its prototypes derive from
 
 
 class FusedScores(torch.autograd.Function):
@@ -328,5 +318,4 @@ def _exported_logits(
 
 
 def _inverse(norms: Tensor) -> Tensor:
-    """1 / |w|, or 0 for a vector that counts as zero."""
     return torch.where(norms > TINY**0.5, norms.reciprocal(), 0)

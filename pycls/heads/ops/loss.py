@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 
 class ClosedForm(torch.autograd.Function):
-    """A function of [N] vectors that returns its value and, for each vector, its derivative by it (None for 0)."""
+    """A function of [N] vectors and numbers (0-dim) that returns its value [N] and, for each, its derivative (None for 0)."""
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., tuple[Tensor | None, ...]], *inputs: Tensor | None) -> Tensor:  # type: ignore[override]
         value, *slopes = function(*inputs)
+        ctx.numbers = [isinstance(given, Tensor) and given.ndim == 0 for given in inputs]
         ctx.save_for_backward(*slopes)
         assert value is not None
         return value
@@ -35,32 +36,20 @@ class ClosedForm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, *(None if slope is None else grad * slope for slope in ctx.saved_tensors)
-
-
-class TransformedScores(torch.autograd.Function):
-    """Logits [N] of scores [N]."""
-
-    @staticmethod
-    def forward(ctx: Any, score: Tensor, scale: Tensor | None, transform: LogitTransform) -> Tensor:  # type: ignore[override]
-        logits = transform.forward_(score.clone(), scale)
-        ctx.transform = transform
-        ctx.save_for_backward(logits, scale)
-        return logits
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        logits, scale = ctx.saved_tensors
-        by_scale = (grad * logits).sum() / scale if ctx.needs_input_grad[1] else None
-        return ctx.transform.backward_(grad.clone(), logits, scale), by_scale, None
+        by = [None if slope is None else grad * slope for slope in ctx.saved_tensors]
+        return None, *(v.sum() if number and v is not None else v for v, number in zip(by, ctx.numbers, strict=True))
 
 
 def transformed(score: Tensor, scale: Tensor | None, transform: LogitTransform) -> Tensor:
     """Logits [N] of scores [N], differentiable."""
+
+    def closed_form(u: Tensor, s: Tensor | None) -> tuple[Tensor | None, ...]:
+        z = transform.forward_(u.clone(), s)
+        return z, transform.backward_(torch.ones_like(z), z, s), None if s is None else z / s
+
     if transform.is_identity:
         return score
-    logits: Tensor = TransformedScores.apply(score, scale, transform)
+    logits: Tensor = ClosedForm.apply(closed_form, score, scale)
     return logits
 
 

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_NOTHING = nullcontext()
-
-HALF = (torch.bfloat16, torch.float16)
+HALF, _NOTHING = (torch.bfloat16, torch.float16), nullcontext()
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:

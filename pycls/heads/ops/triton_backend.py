@@ -28,11 +28,8 @@ FORWARD_BLOCK = 1024
 ROWS, COLUMNS = 16, 128
 """Samples and classes that a program of the backward pass looks at together: a row is one warp's."""
 
-STEPS_FROM = 1 << 21
-"""From so many logits on a program of the backward pass takes ``STEPS`` times ``ROWS`` samples, so that there are fewer
-partial sums; below it there would be too few programs."""
-
-STEPS = 4
+STEPS, STEPS_FROM = 4, 1 << 21
+"""Times ``ROWS`` samples that it takes from so many logits on, for fewer partial sums; of fewer there would be few programs."""
 
 
 def for_operands(

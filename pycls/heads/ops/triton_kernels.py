@@ -32,6 +32,44 @@ def _logits(u, scale, kappa, TRANSFORM: tl.constexpr):
 
 
 @triton.jit
+def _transform_backward(g, logit, u, scale, kappa, TRANSFORM: tl.constexpr, RECOMPUTE: tl.constexpr):
+    """Gradient by the scores from that by the logits, and the scores, which are known if they were recomputed."""
+    if TRANSFORM == EXPONENTIAL:
+        g *= logit
+    elif TRANSFORM == STUDENT_T:
+        phi = logit / scale
+        above = 1 + kappa * (1 + phi)
+        g *= scale / (1 + 2 * kappa) * above * above
+        if not RECOMPUTE:
+            u = (kappa + (1 + kappa) * phi) / (1 + kappa + kappa * phi)
+    return g, u
+
+
+@triton.jit
+def _number(value, otherwise):
+    """A number on the device, or ``otherwise`` where there is none."""
+    if value is not None:
+        otherwise = tl.load(value)
+    return otherwise
+
+
+@triton.jit
+def _per_class(values, j, there, otherwise):
+    """Those of the classes j as a row, or ``otherwise`` where there are none."""
+    if values is not None:
+        otherwise = tl.load(values + j, mask=there, other=0.0)[None, :]
+    return otherwise
+
+
+@triton.jit
+def _per_sample(values, i, known, otherwise):
+    """Those of the samples i as a column, or ``otherwise`` where there are none."""
+    if values is not None:
+        otherwise = tl.load(values + i, mask=known, other=0.0)[:, None]
+    return otherwise
+
+
+@triton.jit
 def _row_square(row, width, BLOCK: tl.constexpr):
     """|v|^2 of the vector at ``row``."""
     sums = tl.zeros([BLOCK], tl.float32)
@@ -116,13 +154,11 @@ def forward(
     place = -1
     if target is not None:
         place = tl.load(target + i) - low
-    own_row, own_factor, size = 0.0, alpha, 1.0
+    own_row, own_factor, size = 0.0, alpha, _number(scale, 1.0)
     if row is not None:
         own_row = tl.load(row + i)
     if factor is not None:
         own_factor *= tl.load(factor + i)
-    if scale is not None:
-        size = tl.load(scale)
     own = tl.zeros([BLOCK], tl.float32)
     share = tl.zeros([BLOCK], tl.float32)
     most = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -182,18 +218,9 @@ def backward(
     """
     j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = j < c
-    size, per, per_class, added, shift, weight = 1.0, 1.0, 1.0, 0.0, 0.0, 0.0
-    if scale is not None:
-        size = tl.load(scale)
-        per = 1 / size
-    if inverse is not None:
-        per_class = tl.load(inverse + j, mask=there, other=0.0)[None, :]
-    if classes is not None:
-        added = tl.load(classes + j, mask=there, other=0.0)[None, :]
-    if offset is not None:
-        shift = tl.load(offset + j, mask=there, other=0.0)[None, :]
-    if weights is not None:
-        weight = tl.load(weights + j, mask=there, other=0.0)[None, :]
+    size = _number(scale, 1.0)
+    per_class, added = _per_class(inverse, j, there, 1.0), _per_class(classes, j, there, 0.0)
+    shift, weight = _per_class(offset, j, there, 0.0), _per_class(weights, j, there, 0.0)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     for step in range(steps):
         i = (tl.program_id(1) * steps + step) * ROWS + tl.arange(0, ROWS)
@@ -201,35 +228,23 @@ def backward(
         here = known[:, None] & there[None, :]
         at = i.to(tl.int64)[:, None]
         place = (tl.load(target + i, mask=known, other=-1) - low)[:, None]
-        per_row, own = 1.0, 0.0
-        if factor is not None:
-            per_row = tl.load(factor + i, mask=known, other=0.0)[:, None]
-        if row is not None:
-            own = tl.load(row + i, mask=known, other=0.0)[:, None]
+        per_row, own = _per_sample(factor, i, known, 1.0), _per_sample(row, i, known, 0.0)
         logit = tl.load(z + at * stride + j[None, :], mask=here, other=0.0)
         u = logit
         if RECOMPUTE:
             u = alpha * per_row * logit * per_class + added + own
             logit = _logits(u, size, kappa, TRANSFORM)
-        largest = tl.load(top + i, mask=known, other=0.0)[:, None]
         portion = (tl.load(by_others + i, mask=known, other=0.0) / tl.load(sum_exp + i, mask=known, other=1.0))[:, None]
-        g = portion * tl.exp(logit + shift - largest)
+        g = portion * tl.exp(logit + shift - _per_sample(top, i, known, 0.0))
         g = tl.where(j[None, :] == place, 0.0, g)
         if by_total is not None:
-            g += tl.load(by_total + i, mask=known, other=0.0)[:, None] * weight
+            g += _per_sample(by_total, i, known, 0.0) * weight
         g = tl.where(here, g, 0.0)
         if by_scale is not None:
             tl.store(by_scale + tl.program_id(0) * n + i, tl.sum(g * logit, axis=1), mask=known)
-        if TRANSFORM == EXPONENTIAL:
-            g *= logit
-        elif TRANSFORM == STUDENT_T:
-            phi = logit * per
-            above = 1 + kappa * (1 + phi)
-            g *= size / (1 + 2 * kappa) * above * above
-            if not RECOMPUTE:
-                u = (kappa + (1 + kappa) * phi) / (1 + kappa + kappa * phi)
+        g, u = _transform_backward(g, logit, u, size, kappa, TRANSFORM, RECOMPUTE)
         if by_score is not None:
-            g += tl.where(here & (j[None, :] == place), tl.load(by_score + i, mask=known, other=0.0)[:, None], 0.0)
+            g += tl.where(here & (j[None, :] == place), _per_sample(by_score, i, known, 0.0), 0.0)
         if inverse is not None:
             v = g * u
             g = g * per_class * per_row
