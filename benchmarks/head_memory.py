@@ -84,7 +84,7 @@ def memory_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Names
             rows.append([name, OUT_OF_MEMORY, "", "", "", "", "", ""])
             continue
         ratio = peak / plain[1]
-        goal = verdict(ratio, size.memory_goal if entry.goals else None)
+        goal = verdict(ratio, None if entry.peer_of else size.memory_goal)
         rows.append([name, f"{extra / MB:,.0f}", f"{extra / max(plain[0], 1):.2f}", f"{peak / MB:,.0f}", f"{ratio:.2f}",
                      "" if against == "linear" else against, *goal])  # fmt: skip
     return table(["", "extra MB", "x linear", "peak MB", "x linear", "beside", "goal", ""], rows)

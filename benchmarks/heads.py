@@ -1,16 +1,18 @@
-"""Every head, forward and backward, beside a plain linear head, in one run; and beside pytorch-metric-learning.
+"""Every head, forward and backward, beside a plain linear head, in one run; and beside pytorch-metric-learning and torch.
 
     python benchmarks/heads.py [--size small|wide|many|tiny|million|gpu-small|gpu-100k|gpu-1m] [--heads NAME ...]
                                [--repeats N] [--threads N] [--device cpu|cuda] [--dtype float32|bf16] [--graph]
                                [--memory] [--no-peers] [--save] [--busy] [--quick]
 
 The plain head is ``nn.Linear`` and ``F.cross_entropy``. A call is the loss of features [N, D] and its gradients by
-features and weights, all gradients made anew (set to None before, as an optimiser's ``zero_grad`` does). A head and the
+features and weights, all gradients made again (set to None before, as an optimiser's ``zero_grad`` does). A head and the
 plain one take turns, right after each other. pytorch-metric-learning, if it is installed, has its own weights and takes the
-same features. "matrix products" are the three products with the weights alone, into memory that is there: what no head can
-go below. On the CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in training: else it is luck whose
-gradients are faulted in anew at each call. A head with several prototypes a class stands beside a plain head of as many
-outputs, and L-GM with a diagonal covariance, whose arithmetic is that of twice the features, beside one of that size.
+same features. "arcface's formula" is ArcFace written plainly, under torch.compile; F.linear_cross_entropy is torch's own
+(from 2.13 on), with its options. "matrix products" are the three products with the weights alone, into memory that is
+there: what no head can go below. On the CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in
+training: else it is luck whose gradients are faulted in at each call. A head with several prototypes a class stands beside
+a plain head of as many outputs, and L-GM with a diagonal covariance, whose arithmetic is that of twice the features,
+beside one of that size.
 
 On CUDA a small head may be done before the host has started its next kernel; then the host is what is timed. ``--graph``
 makes a CUDA graph of each side first.
@@ -32,7 +34,6 @@ from pathlib import Path
 import torch
 from common import Job, clock_of, graphed, parse, parser, setting, shown_seconds, shown_spread, side_by_side, table, verdict
 from head_entries import (
-    PEER,
     QUICK,
     SIZES,
     Entry,
@@ -52,9 +53,7 @@ from pycls.runtime.memory import keep_freed_memory
 
 def goal_of(name: str, entry: Entry, size: Size) -> float | None:
     """The goal for an entry's time, as a multiple of the plain head's."""
-    if not entry.goals or (name == "hard_topk" and size.goal == 1.25):  # no softmax, and no goal of its own there
-        return None
-    return size.topk_goal if name in ("smooth_topk", "hard_topk") else size.goal
+    return None if entry.peer_of else size.own_goals.get(name, size.goal)
 
 
 def time_table(
@@ -138,7 +137,7 @@ def choose(arguments: argparse.Namespace, asked: argparse.ArgumentParser) -> dic
     unknown = [name for name in wanted if name not in everything]
     if unknown:
         asked.error(f"--heads: there is no {', '.join(unknown)}; there are {', '.join(everything)}")
-    return {name: entry for name, entry in everything.items() if name.removeprefix(PEER) in wanted}
+    return {name: entry for name, entry in everything.items() if (entry.peer_of or name) in wanted}
 
 
 def main() -> None:
@@ -158,7 +157,7 @@ def main() -> None:
         keep_freed_memory()
     print(setting(arguments.device))
     print(f"N {size.n}, D {size.d}, K {size.k:,}, {arguments.dtype}; {arguments.repeats} rounds")
-    if not any(name.startswith(PEER) for name in chosen):
+    if not any("pytorch-metric-learning" in name for name in chosen):
         print("without pytorch-metric-learning: not asked for, not installed, or without such losses")
     if arguments.size == "million":
         print(f"\n{million_table(chosen, size, arguments)}")

@@ -35,16 +35,13 @@ def create_model(
     Args:
         name: the backbone, one of :func:`list_models`: a family, or an architecture, whose options are set already.
         num_classes: number of classes K; None for the 1,000 of ImageNet, for an architecture.
-        head: a head's name, which is built for this backbone with ``head_options``, or a head that was built for its
-            features already.
+        head: a head's name, built for this backbone with ``head_options``, or a head built for its features already.
         head_options: keyword arguments of a head given by name.
         pretrained: with weights: True for the Model Zoo's of this architecture (timm's or torchvision's own for those two),
             or the name, URL or file of some. A head of another kind, or for other classes, is newly initialised, and only
             the backbone's are taken.
-        class_names: names of the K classes, which the model keeps, and by which the head takes each class's weights from
-            ``pretrained`` if those name theirs; without, by position, where their number is the same.
-        **options: the backbone's keyword arguments, ``in_channels`` and ``image_size`` (in pixels) among them; each
-            backbone has those of the images it was made for as defaults.
+        class_names: names of the K classes; the model keeps them, and takes each class's weights from ``pretrained`` by them.
+        **options: the backbone's keyword arguments, such as ``in_channels`` and ``image_size`` (in pixels).
 
     Raises:
         InputError: (a ``ValueError``) if there is no such backbone, head or weights, or they are another model's.

@@ -289,7 +289,7 @@ def test_goals_are_the_heads_own() -> None:
     assert heads.goal_of("arcface", known["arcface"], SIZES["small"]) == 1.25
     assert heads.goal_of("smooth_topk", known["smooth_topk"], SIZES["small"]) == 1.6
     assert heads.goal_of("hard_topk", known["hard_topk"], SIZES["small"]) is None
-    assert heads.goal_of("hard_topk", known["hard_topk"], SIZES["many"]) == 1.3
+    assert heads.goal_of("hard_topk", known["hard_topk"], SIZES["many"]) == 1.2
     assert heads.goal_of("arcface", known["arcface"], SIZES["wide"]) is None
 
 
