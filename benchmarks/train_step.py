@@ -170,7 +170,7 @@ def measure(case: Case, repeats: int, device: torch.device, busy: bool, by_step:
             jobs = {"ours": lambda: trainer._step(images, labels), "bare loop": lambda: bare.step(images, labels)}
         jobs, beside = jobs | theirs, beside | dict.fromkeys(theirs, "ours")
         found = side_by_side(jobs, beside, repeats, clock_of(device.type, busy), least_s=0.0)
-        trainer.reporter.board.close()
+        trainer.reporter.tensorboard.close()
     rows = []
     for name in ("bare loop", "ours", *theirs, *(["arithmetic alone"] if not by_step else [])):
         measured = found[name]

@@ -26,7 +26,7 @@ from pycls.data.sampler import make_sampler
 from pycls.data.sets.synthetic import shape_of, synthetic
 from pycls.data.sources.unreadable import Unreadable, read_record
 from pycls.data.subset.subset_spec import Drawn, Protocol, draw
-from pycls.engine.views import Views
+from pycls.engine.tta import TestTimeAugmentation
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 from pycls.runtime.distributed import Ranks
@@ -213,8 +213,8 @@ def build_unknown_loader(cfg: CfgNode, known: Dataset, device: torch.device) -> 
         )  # fmt: skip
 
 
-def build_views(cfg: CfgNode, dataset: Dataset) -> Views:
-    """How often the model looks at a test image."""
+def build_test_time_augmentation(cfg: CfgNode, dataset: Dataset) -> TestTimeAugmentation:
+    """The views of a test image (TEST.CROPS)."""
     size = cfg.TEST.CROP_SIZE or image_size(cfg, dataset)
     if cfg.HEAD.PARALLEL == "class" and (cfg.TEST.CROPS > 1 or cfg.TEST.TABLES):
         raise InputError("TEST.CROPS and TEST.TABLES need the logits of all classes on each process, which HEAD.PARALLEL class "
@@ -222,4 +222,4 @@ def build_views(cfg: CfgNode, dataset: Dataset) -> Views:
     if cfg.TEST.CROPS == 10 and size >= cfg.TEST.IM_SIZE:
         raise InputError(f"TEST.CROPS 10 needs a TEST.IM_SIZE above the crops' side, {size}, to cut them from; it is "
                          f"{cfg.TEST.IM_SIZE}")  # fmt: skip
-    return Views(cfg.TEST.CROPS, size)
+    return TestTimeAugmentation(cfg.TEST.CROPS, size)

@@ -16,7 +16,7 @@ from pycls.data.dataset import class_counts
 from pycls.engine.checkpoint.sharded import class_shards, is_sharded, share_parameters
 from pycls.errors import InputError
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.diagnostics import Watch, at_start
+from pycls.heads.diagnostics import HeadMonitor, static_warnings
 from pycls.heads.head import Head
 from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.models.classifier import Classifier
@@ -122,15 +122,15 @@ def share_out(cfg: CfgNode, model: Classifier, ranks: Ranks) -> None:
         ))  # fmt: skip
 
 
-def build_inspector(model: Classifier) -> Callable[[], dict[str, float]] | None:
-    """What tells, once a log period, how the last batch lay to the head's prototypes; None for a head of another kind, or
-    where no process has all of them."""
-    return Watch(model.head).read if isinstance(model.head, Head) and not is_sharded(model) else None
+def build_head_stats(model: Classifier) -> Callable[[], dict[str, float]] | None:
+    """() -> statistics of the head on the last batch; None for a head of another kind, or where no process has all of its
+    prototypes."""
+    return HeadMonitor(model.head).read if isinstance(model.head, Head) and not is_sharded(model) else None
 
 
 def head_warnings(model: Classifier) -> list[str]:
-    """What the head's numbers say before training."""
-    return at_start(model.head) if isinstance(model.head, Head) else []
+    """Warnings that follow from the head's options and sizes, before training."""
+    return static_warnings(model.head) if isinstance(model.head, Head) else []
 
 
 def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:

@@ -26,7 +26,7 @@ from pycls.engine.optim import Schedule, set_lr
 from pycls.errors import RunError
 from pycls.report.reporter import Reporter
 from pycls.runtime.distributed import Ranks, barrier, broadcast_buffers, gather_objects, largest
-from pycls.runtime.rank_timer import Pace
+from pycls.runtime.rank_timer import RankTimer
 from pycls.runtime.signals import StopSignal, exit_code_of
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Trainer:
         choose_best: whether an evaluation may choose the best checkpoint (never on the test split).
         extra: further entries for the checkpoint (config, versions).
         sample_log: (step, ids) -> None, called with every batch, or None.
-        inspect: () -> numbers of the head, called once a log period, or None.
+        head_stats: () -> numbers of the head, called once a log period, or None.
     """
 
     model: Any
@@ -93,7 +93,7 @@ class Trainer:
     reporter: Reporter
     extra: dict[str, Any]
     sample_log: Callable[[int, Tensor], None] | None = None
-    inspect: Callable[[], dict[str, float]] | None = None
+    head_stats: Callable[[], dict[str, float]] | None = None
     epoch: int = 0
     start: int = 0
     best_error: float = math.inf
@@ -102,7 +102,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.meter = TrainMeter(self.device, self.settings.top_k)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.autocast is torch.float16)
-        self.pace = Pace(self.model, self.device, self.ranks, self.settings.log_period)
+        self.rank_timer = RankTimer(self.model, self.device, self.ranks, self.settings.log_period)
         self._recent_ids: list[Tensor] = []
 
     @property
@@ -130,10 +130,10 @@ class Trainer:
         settings, steps = self.settings, len(self.loader)
         self.network.train()
         self.model.set_epoch(self.epoch)
-        self.pace.begin()
+        self.rank_timer.begin_epoch()
         with self.reporter.begin_epoch(self.epoch, self.start):
             for images, labels, ids in self.loader.epoch(self.epoch, self.start):
-                self.pace.loaded()
+                self.rank_timer.batch_ready()
                 lr = self.schedule(self.epoch + self.start / steps)
                 set_lr(self.optimizer, lr)
                 seed_step(settings.seed, self.step, self.ranks.rank)
@@ -147,13 +147,13 @@ class Trainer:
                 if self.start % settings.log_period == 0 or self.start == steps:
                     stats = self._check_finite()
                     self.checkpoints.raise_error()
-                    seen = self.inspect() if self.inspect is not None else {}
-                    self.reporter.steps_done(self.epoch, self.start, lr, stats, seen, self.pace.read())
-                if self.pace.must_agree(self.start, steps):
+                    seen = self.head_stats() if self.head_stats is not None else {}
+                    self.reporter.steps_done(self.epoch, self.start, lr, stats, seen, self.rank_timer.read())
+                if self.rank_timer.must_agree(self.start, steps):
                     self._stop_if_asked(stop)
                 if settings.checkpoint_steps and self.start % settings.checkpoint_steps == 0 and self.start < steps:
                     self.save()
-                self.pace.asks()
+                self.rank_timer.step_done()
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         """Forward, backward, step: one global batch."""

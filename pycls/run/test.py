@@ -37,7 +37,7 @@ def test(cfg: CfgNode) -> int:
                              f"of the model's {classes} classes")  # fmt: skip
         found = evaluation.assess(cfg, model, classes, (dataset, split), counts, device, ranks)
         if ranks.is_main:
-            evaluation.write_tables(make_out_dir(cfg.OUT_DIR), "test", found, dataset, dataset.class_names, counts)
+            evaluation.write_csv(make_out_dir(cfg.OUT_DIR), "test", found, dataset, dataset.class_names, counts)
             result = {"test": found.numbers, "test_set": dataset.name, "test_split": split, "weights": weights.source,
                       "epoch": weights.about.get("epoch"), "class_names": list(dataset.class_names)}  # fmt: skip
             evaluation.report(cfg, "test.json", result, summary.table(result))

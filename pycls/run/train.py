@@ -63,7 +63,7 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     test_set = build.match_classes(cfg, tested_on, dataset.class_names, dataset.name, other), test_split
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
-    build.build_views(cfg, test_set[0])  # what is wrong or missing is to be known now
+    build.build_test_time_augmentation(cfg, test_set[0])  # what is wrong or missing is to be known now
     if cfg.TEST.OPEN_SET:
         build.build_unknown_loader(cfg, test_set[0], device)
     run = RunContext(cfg, dataset, classes, device, ranks)
@@ -84,17 +84,17 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     if cfg.STAGE2.METHOD != "none":
         first = _first_stage(cfg, trainer, test_set)
         weights = {name: value.cpu().clone() for name, value in model_state(trainer.model).items()}
-        trainer.reporter.board.close()
+        trainer.reporter.tensorboard.close()
         del trainer, model  # room for the next one's
         trainer = _second_stage(run, weights)
     _finish(run, out_dir, trainer, test_set, first)
-    trainer.reporter.board.close()
+    trainer.reporter.tensorboard.close()
 
 
 def _first_stage(cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, str]) -> dict[str, Any]:
     """What there is to tell of it; its model has the chosen weights now."""
     result, _ = _tested(cfg, trainer, test_set)
-    logger.info("the first stage is over: %s test error %.2f %%", test_set[0].name, result["test"]["top1_err"])
+    logger.info("the first stage is over: %s test top-1 error %.2f %%", test_set[0].name, result["test"]["top1_err"])
     return result
 
 
@@ -136,7 +136,7 @@ def _finish(
              "top1_err": tested["top1_err"], "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
     save_weights(out_dir / "model.safetensors", weights, about)
     drawn = _draw(run, out_dir, trainer, weights, test_set)
-    drawn += evaluation.write_tables(out_dir, "result", found, test_set[0], dataset.class_names, counts)
+    drawn += evaluation.write_csv(out_dir, "result", found, test_set[0], dataset.class_names, counts)
     unreadable = build.count_unreadable(cfg)
     for part, count in unreadable.items():
         logger.warning("%d images of %s could not be read; %s names them", count, part, build.unreadable_record(cfg))
