@@ -4,7 +4,8 @@ The names are pycls's where pycls has the option. A component's own options are 
 constructor (``pycls/config/schema.py``). The default's type is the option's type; a float option takes an int as well.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pycls.ranges import COUNT, NONZERO_SHARE, NOT_NEGATIVE, PART, POSITIVE, SHARE, Range
@@ -19,7 +20,8 @@ class Option:
         help: what it means, with units and ranges.
         choices: the values it may take; empty for any.
         range: what a number, or each number of a list, may be; None for any finite one.
-        types: the types it may have, where the default's own type is not the whole story.
+        types: the types it may have, where they are not just the default's type.
+        aliases: other names of choices -> the choice; the tree, and what is written of it, has the choice.
     """
 
     default: Any
@@ -27,6 +29,7 @@ class Option:
     choices: tuple[Any, ...] = ()
     range: Range | None = None
     types: tuple[Any, ...] = ()
+    aliases: Mapping[str, Any] = field(default_factory=dict)
 
 
 SEED = Range(0, 2**63 - 1)
@@ -88,8 +91,9 @@ CORE: dict[str, Option] = {
     "DATA.LONG_TAIL.SMALLEST": Option(5, "pareto: images of the last class", range=COUNT),
     "DATA.NOISE.KIND": Option("none", "train on wrong labels: symmetric (any other class), pairs (DATA.NOISE.PAIRS), "
                               "superclass (another class of the same), blocks (any of five consecutive classes)",
-                              choices=("none", "symmetric", "pairs", "superclass", "blocks")),
-    "DATA.NOISE.RATE": Option(0.0, "probability that a training label is drawn anew", range=SHARE),
+                              choices=("none", "symmetric", "pairs", "superclass", "blocks"),
+                              aliases={"adjacent_classes": "blocks"}),
+    "DATA.NOISE.RATE": Option(0.0, "probability that a training label is drawn again at random", range=SHARE),
     "DATA.NOISE.PAIRS": Option([], "pairs: [from, to] classes; empty for each class to the next",
                                range=NOT_NEGATIVE, types=(list[list[int]],)),
     "DATA.SEED": Option(0, "seed of the long tail and of the noise, apart from RNG_SEED: runs of other seeds share their data",
@@ -106,7 +110,8 @@ CORE: dict[str, Option] = {
     "TRAIN.ACCUM_STEPS": Option(1, "parts the batch is cut into, to save memory (gradient accumulation)", range=COUNT),
     "TRAIN.SAMPLER": Option("instance", "which samples an epoch shows: each once (instance), classes in turn (class_aware), "
                             "classes alike, by the square root of their sizes, or rare classes repeated",
-                            choices=("instance", "class_aware", "class_balanced", "square_root", "repeat_factor")),
+                            choices=("instance", "class_aware", "class_balanced", "square_root", "repeat_factor"),
+                            aliases={"uniform": "instance"}),
     "TRAIN.SAMPLES_PER_CLASS": Option(4, "class_aware: images of a class in a row", range=COUNT),
     "TRAIN.REPEAT_THRESHOLD": Option(1e-3, "repeat_factor: share of the set from which on a class is not repeated",
                                      range=NONZERO_SHARE),
@@ -150,7 +155,7 @@ CORE: dict[str, Option] = {
                              range=NOT_NEGATIVE),
     "TEST.CROPS": Option(1, "views of each test image: 1, 2 with its mirror image, 10 crops of TEST.IM_SIZE, the corners, the "
                          "centre and their mirror images", choices=(1, 2, 10)),
-    "TEST.TABLES": Option(False, "also write classes, confusion and predictions as CSV files"),
+    "TEST.TABLES": Option(False, "also write classes, confusion and predictions as CSV files; TEST.SAVE_CSV is another name"),
     "TEST.OPEN_SET": Option("", "a data set of other classes: how well its test part is told from the known classes"),
     "TEST.WEIGHTS": Option("", "weights to test: a file, a URL, or a name of the Model Zoo; empty for OUT_DIR's best"),
     "TEST.TOP_K": Option(5, "k of the top-k error; at most the number of classes, but for the default", range=COUNT),

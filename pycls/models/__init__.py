@@ -9,7 +9,7 @@ from torch import nn
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
 from pycls.models.zoo_names import ARCHITECTURES
-from pycls.registry import HEADS, MODELS, closest
+from pycls.registry import HEADS, MODELS, suggestions
 
 IMAGENET_CLASSES = 1000
 
@@ -65,7 +65,7 @@ def create_model(
         options = {"image_size": architecture.image_size, **architecture.options, **options}
         name = architecture.backbone
     if name not in MODELS:
-        raise InputError(f"there is no model named {name!r}{closest(name, list_models())}")
+        raise InputError(f"there is no model named {name!r}{suggestions(name, list_models())}")
     if num_classes is None or num_classes < 1:
         raise ValueError(f"a classifier needs num_classes, at least one, not {num_classes}")
     component = MODELS.get(name)
@@ -121,7 +121,7 @@ def named_model(name: str, pretrained: bool | str = False, num_classes: int = IM
         InputError: if there is no such architecture.
     """
     if name not in ARCHITECTURES:
-        raise InputError(f"there is no architecture named {name!r}{closest(name, ARCHITECTURES)}")
+        raise InputError(f"there is no architecture named {name!r}{suggestions(name, ARCHITECTURES)}")
     return create_model(name, num_classes, pretrained=pretrained, **options)
 
 

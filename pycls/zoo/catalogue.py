@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from pycls.errors import InputError
-from pycls.registry import closest
+from pycls.registry import suggestions
 
 Colours = Literal["RGB", "BGR"]
 COLOURS: tuple[Colours, ...] = ("RGB", "BGR")
@@ -94,6 +94,6 @@ def find(name: str) -> Entry:
         return known[name]
     own = [entry for entry in known.values() if entry.architecture == name]
     if not own:
-        hint = closest(name, known, "; tools/zoo.py list shows what it has")
+        hint = suggestions(name, known, "; tools/zoo.py list shows what it has")
         raise InputError(f"the Model Zoo has no weights {name!r}{hint}")
     return own[0]
