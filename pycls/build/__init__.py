@@ -1,6 +1,6 @@
 """The composition root: from the tree of options to data sets, model, head, loaders, optimiser and schedule.
 
-Nothing below this room sees a config node. A constructor's ``ValueError`` becomes an ``InputError`` here.
+Nothing that this package calls sees a config node. A constructor's ``ValueError`` becomes an ``InputError`` here.
 """
 
 from pycls.build.data import (

@@ -159,7 +159,7 @@ CORE: dict[str, Option] = {
     "TEST.OPEN_SET": Option("", "a data set of other classes: how well its test part is told from the known classes"),
     "TEST.WEIGHTS": Option("", "weights to test: a file, a URL, or a name of the Model Zoo; empty for OUT_DIR's best"),
     "TEST.TOP_K": Option(5, "k of the top-k error; at most the number of classes, but for the default", range=COUNT),
-    "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files",
+    "DATA_LOADER.NUM_WORKERS": Option(2, "worker processes beside each training process, for images in files",
                                       range=Range(0, 1024)),
     "DATA_LOADER.DECODER": Option("auto", "of JPEGs: auto compiles a fast one where it can; pillow; gpu decodes on the CUDA "
                                   "GPU that trains (nvJPEG): not measured yet",

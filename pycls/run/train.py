@@ -55,8 +55,8 @@ def is_finished(cfg: CfgNode, out_dir: Path) -> bool:
 def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> None:
     """Everything is built, and so checked, before the first byte is written to OUT_DIR."""
     setup_logging(None, ranks.rank)
-    dataset, drawn = build.build_training_set(cfg)
-    cfg = config.with_value(cfg, "DATA.HASH", drawn.sha256 if drawn is not None else "")
+    dataset, subset = build.build_training_set(cfg)
+    cfg = config.with_value(cfg, "DATA.HASH", subset.sha256 if subset is not None else "")
     tested_on, test_split = build.build_test_set(cfg)
     build.refuse_own_test_set(cfg, dataset, tested_on, test_split)
     other = cfg.TRAIN.DATASET if cfg.TEST.DATASET not in ("", cfg.TRAIN.DATASET) else ""
@@ -72,9 +72,9 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     trainer = trainers.make_trainer(run, model, config.dump(cfg))
     setup_logging(out_dir, ranks.rank)
     trainers.resume(cfg, trainer)
-    if ranks.is_main and drawn is not None:
-        atomic_write(out_dir / "training_set.npz", drawn.write)
-        logger.info(drawn.describe())
+    if ranks.is_main and subset is not None:
+        atomic_write(out_dir / "training_set.npz", subset.write)
+        logger.info(subset.describe())
     if ranks.is_main:
         atomic_write(out_dir / setup.CONFIG_FILE, lambda file: file.write(config.dump(cfg).encode()))
     trainers.announce(run, trainer)
@@ -135,8 +135,8 @@ def _finish(
     about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "class_counts": counts,
              "top1_err": tested["top1_err"], "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
     save_weights(out_dir / "model.safetensors", weights, about)
-    drawn = _draw(run, out_dir, trainer, weights, test_set)
-    drawn += evaluation.write_csv(out_dir, "result", found, test_set[0], dataset.class_names, counts)
+    written = _draw(run, out_dir, trainer, weights, test_set)
+    written += evaluation.write_csv(out_dir, "result", found, test_set[0], dataset.class_names, counts)
     unreadable = build.count_unreadable(cfg)
     for part, count in unreadable.items():
         logger.warning("%d images of %s could not be read; %s names them", count, part, build.unreadable_record(cfg))
@@ -147,18 +147,18 @@ def _finish(
     }  # fmt: skip
     summary.write(out_dir / RESULT, result)
     logger.info("\n%s\n", summary.table(result))
-    logger.info("in %s: %s", out_dir, ", ".join(["model.safetensors", RESULT, *drawn]))
+    logger.info("in %s: %s", out_dir, ", ".join(["model.safetensors", RESULT, *written]))
 
 
 def _draw(
     run: RunContext, out_dir: Path, trainer: Trainer, weights: dict[str, torch.Tensor], test_set: tuple[build.Dataset, str]
 ) -> list[str]:
     """Draws the curves, and the features where they have two dimensions. Returns the names of the files."""
-    cfg, drawn = run.cfg, []
+    cfg, written = run.cfg, []
     if trainer.history:
         title = f"{run.title} on {cfg.TRAIN.DATASET}"
         plots.draw_curves(out_dir / "curves.png", trainer.history, title, cfg.TRAIN.EVAL_SPLIT)
-        drawn.append("curves.png")
+        written.append("curves.png")
     if trainer.model.backbone.feature_dim == 2 and not is_sharded(trainer.model.backbone):
         everything = build.build_eval_loader(cfg, *test_set, run.device, Ranks())
         features, labels = plots.collect_features(trainer.model, everything)
@@ -166,5 +166,5 @@ def _draw(
         prototypes = weights["head.similarity.weight"].cpu() if similarity.domain == "distance" else None
         title = f"{run.title}, features of {test_set[0].name}"
         plots.draw_features(out_dir / "features.png", features, labels, prototypes, list(test_set[0].class_names), title)
-        drawn.append("features.png")
-    return drawn
+        written.append("features.png")
+    return written

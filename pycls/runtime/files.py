@@ -171,7 +171,7 @@ class RunLock:
         return f"the output folder {self.out_dir} is in use by {holder}; wait for it, end it, or choose another OUT_DIR"
 
     def _forget(self) -> None:
-        """In a forked child, such as a loading process: the lock is the parent's and must end with it."""
+        """In a forked child, such as a worker process: the lock is the parent's and must end with it."""
         self.release()
 
 

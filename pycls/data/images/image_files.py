@@ -21,12 +21,12 @@ CHECKED_FILES = 10_000
 
 
 class ImageFiles(EncodedDataset):
-    """Images in files of their own.
+    """Images, each in its own file.
 
     Args:
         name: what messages call the set.
         base: the folder that the paths are relative to.
-        paths: bytes ``[N]``. One array, not a million strings: loading processes share it without copying.
+        paths: bytes ``[N]``. One array, not a million strings: worker processes share it without copying.
         labels: int64 ``[N]``.
         class_names: the K names.
         im_size: side of an image in a batch, in pixels.
