@@ -32,8 +32,8 @@ def make_state(name: str, device: str) -> tuple[torch.nn.Module, Callable[[], di
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     return model, lambda: {
-        "model": model_state(model, "in parts"), "ema": model_state(ema.model, "in parts"),
-        "optimizer": optimizer_state(model, optimizer, "in parts"),
+        "model": model_state(model, "sharded"), "ema": model_state(ema.model, "sharded"),
+        "optimizer": optimizer_state(model, optimizer, "sharded"),
     }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from pycls.engine.checkpoint.sharded import Where
 from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.runtime.distributed import Ranks, barrier
 
-SAVED: tuple[tuple[str, Where], ...] = (("one file, by rank 0", "rank 0"), ("a part a process", "in parts"))
+SAVED: tuple[tuple[str, Where], ...] = (("one file, by rank 0", "rank 0"), ("a part a process", "sharded"))
 
 
 def own_memory() -> float:
@@ -81,7 +81,7 @@ def measure(rank: int, world_size: int, folder: str, classes: int, dim: int, whe
 
     def save() -> None:
         state = {"model": model_state(head, where), "optimizer": optimizer_state(head, optimizer, where)}
-        if where == "in parts":
+        if where == "sharded":
             checkpoints.save(1, state, False, Ranks(rank, world_size))
         elif rank == 0:
             checkpoints.save(1, state, False)

@@ -29,7 +29,7 @@ from pycls.build.model import (
     build_network,
     head_warnings,
     place,
-    share_out,
+    shard_model,
 )
 from pycls.build.overlap import refuse_own_test_set, refuse_trained_on
 from pycls.build.training import (
@@ -75,7 +75,7 @@ __all__ = [
     "place",
     "refuse_own_test_set",
     "refuse_trained_on",
-    "share_out",
+    "shard_model",
     "unreadable_record",
     "user_errors",
 ]  # fmt: skip

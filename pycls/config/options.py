@@ -20,7 +20,7 @@ class Option:
         help: what it means, with units and ranges.
         choices: the values it may take; empty for any.
         range: what a number, or each number of a list, may be; None for any finite one.
-        types: the types it may have, where they are not just the default's type.
+        types: the types it may have, where it is not just the default's type.
         aliases: other names of choices -> the choice; the tree, and what is written of it, has the choice.
     """
 
@@ -58,7 +58,7 @@ CORE: dict[str, Option] = {
                                 range=Range(0, also=(-1,))),
     "HEAD.MARGIN_WARMUP": Option(0, "training steps over which the margin grows from 0 to its full size", range=NOT_NEGATIVE),
     "HEAD.CHUNK": Option(0, "classes worked on at a time, to save memory; 0 chooses by their number", range=NOT_NEGATIVE),
-    "HEAD.PARALLEL": Option("none", "class shares the classes, their prototypes and logits, out among the processes",
+    "HEAD.PARALLEL": Option("none", "class shards the classes, their prototypes and logits, among the processes",
                             choices=("none", "class")),
     "HEAD.SAMPLE_RATE": Option(1.0, "share of the classes that a training step looks at, beside those of the batch (Partial "
                                "FC); needs HEAD.PARALLEL class", range=NONZERO_SHARE),
@@ -207,8 +207,8 @@ CORE: dict[str, Option] = {
                               range=Range(1, 10**8)),
     "DETERMINISTIC": Option(False, "on a GPU, only deterministic algorithms (slower); a CPU run always is"),
     "CUDNN.BENCHMARK": Option(True, "let cuDNN try its algorithms and take the fastest"),
-    "PARALLEL.MODE": Option("ddp", "several processes: ddp, each with the whole model, or fsdp, which shares parameters, "
-                            "gradients and the optimiser's state out among them (FSDP2)", choices=("ddp", "fsdp")),
+    "PARALLEL.MODE": Option("ddp", "several processes: ddp, each with the whole model, or fsdp, which shards parameters, "
+                            "gradients and the optimiser's state among them (FSDP2)", choices=("ddp", "fsdp")),
     "PARALLEL.STATIC_GRAPH": Option(False, "ddp: every step uses the same parameters in the same order"),
     "RNG_SEED": Option(1, "the seed that order, augmentation, initial weights and dropout are functions of", range=SEED),
     # --- where it runs

@@ -29,7 +29,7 @@ def test(cfg: CfgNode) -> int:
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(last, dataset.channels, build.image_size(cfg, dataset), classes)
         zoo.load_into(model, weights)
-        build.share_out(cfg, model, ranks)
+        build.shard_model(cfg, model, ranks)
         model = build.place(cfg, model, device)
         counts = weights.about.get("class_counts")
         if counts is not None and len(counts) != classes:

@@ -34,7 +34,7 @@ def first_model(run: RunContext) -> Classifier:
     if cfg.TRAIN.WEIGHTS:
         zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True, class_names=run.dataset.class_names,
                       data=cfg.TRAIN.DATASET)  # fmt: skip
-    build.share_out(cfg, model, run.ranks)
+    build.shard_model(cfg, model, run.ranks)
     return build.place(cfg, model, run.device)
 
 

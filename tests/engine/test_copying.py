@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import pycls
 from pycls.engine.checkpoint import copying
 from pycls.engine.checkpoint.checkpoints import model_state
-from pycls.engine.checkpoint.snapshot import Part, take
+from pycls.engine.checkpoint.snapshot import LocalShard, take
 from pycls.heads.parallel.shards import ClassShard, shard_classes
 
 
@@ -80,11 +80,11 @@ def test_sums_that_overflow_are_finite_numbers() -> None:
 
 def test_a_snapshot_names_what_was_to_be_finite_and_is_not() -> None:
     good, bad = torch.ones(3), torch.tensor([1.0, float("nan")])
-    for found in (bad, nn.Parameter(bad), Part(bad)):
+    for found in (bad, nn.Parameter(bad), LocalShard(bad)):
         state = {"model": {"a": good, "b": found}}
         assert take(state, finite={"model/a", "model/b"}).bad == "model/b"
         assert take(state, finite={"model/a"}).bad is None, "a buffer may hold what it likes"
-    assert take({"model": {"a": bad, "c": Part(bad)}}, finite={"model/a", "model/c"}, parts_only=True).bad == "model/c"
+    assert take({"model": {"a": bad, "c": LocalShard(bad)}}, finite={"model/a", "model/c"}, shards_only=True).bad == "model/c"
 
 
 def test_a_process_that_has_all_shared_classes_alone() -> None:
@@ -92,7 +92,7 @@ def test_a_process_that_has_all_shared_classes_alone() -> None:
     head = pycls.create_head("cosface", in_features=3, num_classes=4)
     shard_classes(head, ClassShard(4))
     names = {f"model/{name}" for name, _ in head.named_parameters()}
-    assert take({"model": model_state(head, "in parts")}, finite=names).bad is None
+    assert take({"model": model_state(head, "sharded")}, finite=names).bad is None
     with torch.no_grad():
         head.weight[2, 1] = float("nan")
-    assert take({"model": model_state(head, "in parts")}, finite=names).bad == "model/similarity.weight"
+    assert take({"model": model_state(head, "sharded")}, finite=names).bad == "model/similarity.weight"
