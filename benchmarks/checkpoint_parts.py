@@ -1,9 +1,9 @@
-"""Memory that a checkpoint takes in each process where the classes of a head are shared out.
+"""Memory that a checkpoint takes in each process where the classes of a head are sharded.
 
     python benchmarks/checkpoint_parts.py --classes 500000 --dim 128 --processes 2
 
 A head with momentum is saved gathered in rank 0, as one file, and in parts, as runs do it; then the parts are read again. Of
-each process the memory of its own (RssAnon: pages of mapped files are not counted, the system may drop those) that this adds at
+each process the private memory (RssAnon: pages of mapped files are not counted, the system may drop those) that this adds at
 its highest, looked at every millisecond, and the time until the checkpoint is on the disk, or read.
 """
 

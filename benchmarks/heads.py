@@ -5,11 +5,11 @@
                                [--memory] [--no-peers] [--save] [--busy] [--quick]
 
 The plain head is ``nn.Linear`` and ``F.cross_entropy``. A call is the loss of features [N, D] and its gradients by
-features and weights, all gradients made anew (set to None before, as an optimiser's ``zero_grad`` does). A head and the
+features and weights, all gradients allocated again (set to None before, as an optimiser's ``zero_grad`` does). A head and the
 plain one take turns, right after each other. pytorch-metric-learning, if it is installed, has its own weights and takes the
 same features. "matrix products" are the three products with the weights alone, into memory that is there: what no head can
 go below. On the CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in training: else it is luck whose
-gradients are faulted in anew at each call. A head with several prototypes a class stands beside a plain head of as many
+gradients are faulted in again at each call. A head with several prototypes a class stands beside a plain head of as many
 outputs, and L-GM with a diagonal covariance, whose arithmetic is that of twice the features, beside one of that size.
 
 On CUDA a small head may be done before the host has started its next kernel; then the host is what is timed. ``--graph``
@@ -52,7 +52,7 @@ from pycls.runtime.memory import keep_freed_memory
 
 def goal_of(name: str, entry: Entry, size: Size) -> float | None:
     """The goal for an entry's time, as a multiple of the plain head's."""
-    if not entry.goals or (name == "hard_topk" and size.goal == 1.25):  # no softmax, and no goal of its own there
+    if not entry.goals or (name == "hard_topk" and size.goal == 1.25):  # no softmax, and no goal there
         return None
     return size.topk_goal if name in ("smooth_topk", "hard_topk") else size.goal
 

@@ -67,7 +67,7 @@ _LAST = "last_stage"
 
 
 def last_stage(cfg: CfgNode) -> CfgNode:
-    """The tree of the run's last stage: of the second, in a folder of its own in OUT_DIR, if there is one, else ``cfg``."""
+    """The tree of the run's last stage: of the second, in its own folder in OUT_DIR, if there is one, else ``cfg``."""
     last: CfgNode = cfg.__dict__.get(_LAST, cfg)
     return last
 
@@ -199,7 +199,7 @@ def model_section(name: str) -> str:
 
 
 def dataset_arguments(cfg: CfgNode, name: str, **supplied: Any) -> dict[str, Any]:
-    """Keyword arguments for ``DATASETS.get(name)``; ``supplied``: ``root``, ``split``, a ``download`` of one's own."""
+    """Keyword arguments for ``DATASETS.get(name)``; ``supplied``: ``root``, ``split``, ``download``."""
     return _section_arguments(cfg, DATASETS, name, {"download": cfg.DATA.DOWNLOAD} | supplied)
 
 

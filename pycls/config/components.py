@@ -1,6 +1,6 @@
 """Which components a run selects, and the options they bring into the tree.
 
-A model's and a data set's options are a section of their own; a head's are beside ``HEAD.NAME``; those of a part of a
+A model's and a data set's options are in their own section; a head's are beside ``HEAD.NAME``; those of a part of a
 head are beside the part's ``NAME``. Only the selected components are imported, and only to read their signatures.
 """
 
@@ -56,7 +56,7 @@ class Component:
 def given_to(registry: Registry, component: Any) -> frozenset[str]:
     """The arguments that are supplied to this component.
 
-    One that it names in a class attribute ``own_options`` is an option of its own section all the same: ``REGNET.DEPTH``
+    One that it names in a class attribute ``own_options`` is an option of its section all the same: ``REGNET.DEPTH``
     is pycls's, beside ``MODEL.DEPTH``.
     """
     return GIVEN[registry] - getattr(component, "own_options", frozenset())
@@ -98,7 +98,7 @@ def section_component(registry: Registry, name: str, named_by: str) -> Component
 
 
 def choose_head(given: dict[str, ConfigValue]) -> list[Component]:
-    """The head, or the parts it is spelled out by, and a criterion in place of its own.
+    """The head, or the parts it is spelled out by, and a criterion that replaces its own.
 
     Args:
         given: what the user wrote, by dotted key. A scalar ``HEAD.MARGIN`` is an option of a named head, and is seen
@@ -155,7 +155,7 @@ def _check_parts(given: dict[str, ConfigValue]) -> None:
         if key in given and given[key].value not in (None, {}):
             raise InputError(
                 f"{given[key].at(key)}: expected the part, such as {{NAME: {PARTS[part].names()[0]}}}, "
-                f"found {schema.found(given[key])}: a head that is spelled out has no options of its own"
+                f"found {schema.found(given[key])}: a head that is spelled out has no further options"
             )
 
 

@@ -170,7 +170,7 @@ def notices(first: Stage, second: Stage, own: frozenset[str], by: Origin) -> lis
 
     Args:
         first: the values of the run's tree, and what was given for it.
-        second: those of the second stage's tree; empty where it has nothing of its own.
+        second: those of the second stage's tree; empty where it has no options of its own stage.
         own: what was given for the second stage alone.
         by: who wrote the file. What has its default in a run's file is no one's choice, and nothing is in one of pycls's.
     """
@@ -193,7 +193,7 @@ def _without_effect(values: Values, given: Given, by: Origin) -> Iterator[tuple[
 
 
 def _line(entry: ConfigValue, key: str, values: Values, default: Any, reasons: Iterable[Reason], by: Origin) -> str:
-    """The first reason that holds, behind the place; "" for none, or where nobody chose the value."""
+    """The first reason that holds, behind the place; "" for none, or where no user chose the value."""
     if not entry.is_override and (by == "pycls" or (by == "run" and values[key] == default)):
         return ""
     said = next(filter(None, (reason(values) for reason in reasons)), "")

@@ -16,7 +16,7 @@ class Option:
     """One leaf of the tree of options.
 
     Attributes:
-        default: the value when nobody gives one; its type is the option's type.
+        default: the value when none is given; its type is the option's type.
         help: what it means, with units and ranges.
         choices: the values it may take; empty for any.
         range: what a number, or each number of a list, may be; None for any finite one.
@@ -190,7 +190,7 @@ CORE: dict[str, Option] = {
     "OPTIM.EMA_ALPHA": Option(1e-5, "moving average of the weights: share of the newest, scaled as in pycls by "
                               "BATCH_SIZE / MAX_EPOCH * EMA_UPDATE_PERIOD", range=NONZERO_SHARE),
     "OPTIM.EMA_UPDATE_PERIOD": Option(0, "steps between its updates; 0 for no moving average", range=NOT_NEGATIVE),
-    # --- the second stage; it may also have HEAD.*, OPTIM.* and some of TRAIN.* of its own (pycls/config/stage2.py)
+    # --- the second stage; it may also have HEAD.*, OPTIM.* and some of TRAIN.* otherwise (pycls/config/stage2.py)
     "STAGE2.METHOD": Option("none", "after the training a second stage on the frozen backbone: retrain (a new head: "
                             "STAGE2.HEAD), lws (a scale a class), tau_norm (weights / |w|^tau), ncm (nearest class mean)",
                             choices=("none", "retrain", "lws", "tau_norm", "ncm")),

@@ -138,7 +138,7 @@ def argument_docs(component: Any) -> dict[str, str]:
 
 
 def summary_of(component: Any) -> str:
-    """The first paragraph of the docstring, in one line; empty for none of its own."""
+    """The first paragraph of the docstring, in one line; empty where it has none itself."""
     own = component.__doc__
     return " ".join(inspect.cleandoc(own).partition("\n\n")[0].split()) if own else ""
 
@@ -173,7 +173,7 @@ def _list_name(kind: Any) -> str:
 
 
 def default_of(option: Option) -> Any:
-    """A default of one's own: a list in a signature is shared by all."""
+    """A copy of the default: a list in a signature is shared by all calls."""
     return copy.deepcopy(option.default)
 
 

@@ -18,7 +18,7 @@ SECTION = "STAGE2."
 MAY_DIFFER = ("HEAD.*", "OPTIM.*", "TRAIN.SAMPLER", "TRAIN.SAMPLES_PER_CLASS", "TRAIN.REPEAT_THRESHOLD", "TRAIN.BATCH_SIZE",
               "TRAIN.ACCUM_STEPS", "TRAIN.EVAL_PERIOD", "TRAIN.LABEL_SMOOTHING", "TRAIN.MIXUP_ALPHA",
               "TRAIN.CUTMIX_ALPHA")  # fmt: skip
-"""Options, and patterns of them, that the second stage may have of its own."""
+"""Options, and patterns of them, that the second stage may have otherwise than the first."""
 
 UNTRAINED = ("tau_norm", "ncm")
 """Methods that take no step."""

@@ -66,7 +66,7 @@ def scale_model(name: str, options: Mapping[str, Any], factors: Factors) -> tupl
 
     Args:
         name: anynet, regnet or effnet.
-        options: all of its own options, by argument name.
+        options: all of its options, by argument name.
         factors: by how much.
 
     Raises:

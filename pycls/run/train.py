@@ -85,7 +85,7 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
         first = _first_stage(cfg, trainer, test_set)
         weights = {name: value.cpu().clone() for name, value in model_state(trainer.model).items()}
         trainer.reporter.tensorboard.close()
-        del trainer, model  # room for the next one's
+        del trainer, model  # frees memory for the next one's
         trainer = _second_stage(run, weights)
     _finish(run, out_dir, trainer, test_set, first)
     trainer.reporter.tensorboard.close()
@@ -99,7 +99,7 @@ def _first_stage(cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, 
 
 
 def _second_stage(run: RunContext, weights: dict[str, torch.Tensor]) -> Trainer:
-    """Trains, or continues, the second stage, whose files are in a folder of its own."""
+    """Trains, or continues, the second stage, whose files are in their own folder."""
     later = run.last_stage()
     make_out_dir(later.cfg.OUT_DIR)
     trainer = trainers.make_trainer(later, trainers.second_model(run, weights), config.dump(run.cfg))

@@ -1,6 +1,6 @@
 """What there is: the entries of the JSON files beside this module, one file a publisher.
 
-A file says once what holds for all of its entries. Weights of one's own are one more entry, or one more file in ``FILES``.
+A file says once what holds for all of its entries. Your weights are one more entry, or one more file in ``FILES``.
 """
 
 import json

@@ -144,7 +144,7 @@ def test_a_loss_by_name(write: Write, base: str) -> None:
     [
         ("MEM:\n  RELU_INPLACE: True\n", "a.yaml:5: MEM.RELU_INPLACE has no effect here: "),
         ("MEM:\n", "a.yaml:4: MEM has no effect here: "),
-        ("FSDP: {ENABLED: True}", "a.yaml:4: FSDP.ENABLED has no effect here: PARALLEL.MODE fsdp shares a model out"),
+        ("FSDP: {ENABLED: True}", "a.yaml:4: FSDP.ENABLED has no effect here: PARALLEL.MODE fsdp shards a model"),
         ("PORT_RANGE: [1, 2]", "a.yaml:4: PORT_RANGE has no effect here: "),
         ("TRAIN.START_CHECKPOINT: x.pyth", "a.yaml:4: TRAIN.START_CHECKPOINT x.pyth is TRAIN.WEIGHTS x.pyth here"),
     ],

@@ -1,4 +1,4 @@
-"""The head: by name, by its parts, with a criterion of its own and with auxiliaries."""
+"""The head: by name, by its parts, with another criterion and with auxiliaries."""
 
 from collections.abc import Callable
 

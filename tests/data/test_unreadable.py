@@ -107,7 +107,7 @@ def test_evaluation_leaves_them_out_and_counts_them(tmp_path: Path, world_size: 
     data = ImageFolder(str(tmp_path), "val", im_size=8)
     account = Unreadable(40, "val")
     loaders = [EvalLoader(data, 4, rank=r, world_size=world_size, unreadable=account) for r in range(world_size)]
-    for _ in range(2):  # counted anew in every pass
+    for _ in range(2):  # counted again in every pass
         batches = [batch for loader in loaders for batch in loader]
         assert all(len(batch.ids) == len(batch.images) == len(batch.labels) > 0 for batch in batches)
         shown = [i for batch in batches for i in batch.ids.tolist()]

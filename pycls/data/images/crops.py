@@ -1,6 +1,6 @@
 """Where training and evaluation images are cropped from photographs.
 
-The training crop is that of Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), as everybody draws it since:
+The training crop is that of Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), as commonly implemented since:
 an area of 8 to 100 % of the image, sides in a ratio of 3/4 to 4/3, ten tries, then the largest centred box that fits.
 """
 

@@ -13,7 +13,7 @@ from pycls.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # in RGB order, as everybody writes them
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # in RGB order, as commonly given
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CHECKED_FILES = 10_000

@@ -91,7 +91,7 @@ def for_device(data: bytes, place: Callable[[int, int], CropSpec], size: int) ->
                 if not _is_plain(file):
                     return None
                 (width, height), orientation = file.size, orientation_of(file)
-    except Exception:  # Pillow raises nearly anything for a damaged file; whoever decodes it says what is wrong
+    except Exception:  # Pillow raises nearly anything for a damaged file; the decoder reports what is wrong
         return None
     crop = place(width, height) if orientation in TRANSPOSED else place(height, width)
     return Jpeg(data, width * height, orientation, crop) if fits(crop, size) else None
