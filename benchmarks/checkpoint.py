@@ -1,7 +1,7 @@
 """How long a training stands still for a checkpoint: ResNet-50, its moving average and its optimiser.
 
 Beside it, in the same rounds: copying the same tensors into memory that is there already, which is the least it could be,
-and what a loop of one's own does, ``torch.save`` without and with ``fsync``.
+and what a plain loop does, ``torch.save`` without and with ``fsync``.
 """
 
 import os
@@ -32,8 +32,8 @@ def make_state(name: str, device: str) -> tuple[torch.nn.Module, Callable[[], di
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     return model, lambda: {
-        "model": model_state(model, "in parts"), "ema": model_state(ema.model, "in parts"),
-        "optimizer": optimizer_state(model, optimizer, "in parts"),
+        "model": model_state(model, "sharded"), "ema": model_state(ema.model, "sharded"),
+        "optimizer": optimizer_state(model, optimizer, "sharded"),
     }  # fmt: skip
 
 
@@ -48,11 +48,11 @@ def measure(name: str, device: str, folder: Path, repeats: int) -> dict[str, lis
     """Seconds by what is measured, one a round; the first round, which allocates, is not counted."""
     model, state = make_state(name, device)
     sources = [*model_state(model).values()] * 2 + [v["momentum_buffer"] for v in state()["optimizer"].values()]
-    room = [torch.empty_like(source, device="cpu", pin_memory=source.is_cuda) for source in sources]
+    buffers = [torch.empty_like(source, device="cpu", pin_memory=source.is_cuda) for source in sources]
     checkpoints = Checkpoints(folder, keep=1)
 
     def copy() -> None:
-        for to, source in zip(room, sources, strict=True):
+        for to, source in zip(buffers, sources, strict=True):
             to.copy_(source)
 
     def stop() -> None:

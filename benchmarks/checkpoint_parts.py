@@ -1,9 +1,9 @@
-"""Memory that a checkpoint takes in each process where the classes of a head are shared out.
+"""Memory that a checkpoint takes in each process where the classes of a head are sharded.
 
     python benchmarks/checkpoint_parts.py --classes 500000 --dim 128 --processes 2
 
 A head with momentum is saved gathered in rank 0, as one file, and in parts, as runs do it; then the parts are read again. Of
-each process the memory of its own (RssAnon: pages of mapped files are not counted, the system may drop those) that this adds at
+each process the private memory (RssAnon: pages of mapped files are not counted, the system may drop those) that this adds at
 its highest, looked at every millisecond, and the time until the checkpoint is on the disk, or read.
 """
 
@@ -34,7 +34,7 @@ from pycls.engine.checkpoint.sharded import Where
 from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.runtime.distributed import Ranks, barrier
 
-SAVED: tuple[tuple[str, Where], ...] = (("one file, by rank 0", "rank 0"), ("a part a process", "in parts"))
+SAVED: tuple[tuple[str, Where], ...] = (("one file, by rank 0", "rank 0"), ("a part a process", "sharded"))
 
 
 def own_memory() -> float:
@@ -81,7 +81,7 @@ def measure(rank: int, world_size: int, folder: str, classes: int, dim: int, whe
 
     def save() -> None:
         state = {"model": model_state(head, where), "optimizer": optimizer_state(head, optimizer, where)}
-        if where == "in parts":
+        if where == "sharded":
             checkpoints.save(1, state, False, Ranks(rank, world_size))
         elif rank == 0:
             checkpoints.save(1, state, False)

@@ -1,4 +1,4 @@
-"""Memory and time of a head whose classes are shared out among processes, and a model of both for more than there are here.
+"""Memory and time of a head whose classes are sharded among processes, and a model of both for more than there are here.
 
     python benchmarks/class_parallel.py --classes 500000 --dim 128 --processes 1 2 4
     python benchmarks/class_parallel.py --model

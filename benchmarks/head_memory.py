@@ -17,13 +17,13 @@ SCRIPT = Path(__file__).with_name("heads.py")
 
 
 def alone(question: str, name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """What ``heads.py`` in a process of its own answers to a question about the entry ``name``."""
+    """What ``heads.py`` in a separate process answers to a question about the entry ``name``."""
     command = [sys.executable, str(SCRIPT), question, name, "--size", arguments.size, "--dtype", arguments.dtype,
                "--repeats", str(arguments.repeats), "--threads", str(arguments.threads),
                *(["--quick"] if arguments.quick else [])]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{name} could not be measured in a process of its own (exit code {done.returncode}):\n{done.stderr}")
+        raise SystemExit(f"{name} could not be measured in a separate process (exit code {done.returncode}):\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -44,14 +44,14 @@ def memory_of(name: str, entry: Entry, size: Size, arguments: argparse.Namespace
 
 
 def report_memory(entry: Entry, size: Size, arguments: argparse.Namespace) -> None:
-    """In a process of its own: prints extra and peak bytes as JSON."""
+    """In a separate process: prints extra and peak bytes as JSON."""
     autocast = autocast_of(arguments)
     warm_up = Problem(entry.make(QUICK, "cpu"), QUICK, "cpu", autocast)
     for _ in range(2):
         warm_up.call()
     problem = Problem(entry.make(size, "cpu"), size, "cpu", autocast)
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the high-water mark starts again
         before = _status_bytes("VmRSS")
     except OSError as error:
         raise SystemExit(f"the memory table needs Linux's /proc: {error}") from error
@@ -91,7 +91,7 @@ def memory_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Names
 
 
 def million_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Namespace) -> str:
-    """Whole steps, each head in a process of its own."""
+    """Whole steps, each head in a separate process."""
     rows = []
     for name in ("linear", *chosen):
         found = alone("--step-of", name, arguments)
@@ -102,7 +102,7 @@ def million_table(chosen: dict[str, Entry], size: Size, arguments: argparse.Name
 
 
 def report_step(entry: Entry, size: Size, repeats: int) -> None:
-    """In a process of its own: prints the median seconds of a step with SGD's update, and the peak, as JSON."""
+    """In a separate process: prints the median seconds of a step with SGD's update, and the peak, as JSON."""
     problem = Problem(entry.make(size, "cpu"), size, "cpu", None)
     optimizer = torch.optim.SGD(problem.module.parameters(), lr=0.01, momentum=0.9, fused=True)
 

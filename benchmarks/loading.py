@@ -4,7 +4,7 @@
                                  [--json FILE]
 
 Training is RandomResizedCrop 224 and a flip, evaluation Resize 256 and CenterCrop 224, both antialiased; every method hands
-over float32 batches. As many loading processes as cores, and all processes, the one that consumes included, are bound to
+over float32 batches. As many worker processes as cores, and all processes, the one that consumes included, are bound to
 these cores. Loaders and their processes are made beforehand; a pass is timed from asking for it to its last batch. The
 methods take turns. Without --photos (any tree of JPEGs) photographs of ImageNet's size are drawn in a temporary folder.
 
@@ -36,7 +36,7 @@ from torchvision import datasets, transforms
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from pycls.data.images.jpeg_decoder import jpeg_cutter
+from pycls.data.images.jpeg_decoder import jpeg_decoder
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.sets.image_folder import ImageFolder
 
@@ -134,7 +134,7 @@ def measure(
         **({"pycls, on the GPU": on_device} if device == "cuda" else {}),
         **peers,
     }
-    if jpeg_cutter() is None:
+    if jpeg_decoder() is None:
         print("pycls decodes by Pillow; the warning says why")
     rates: dict[str, dict[str, list[float]]] = {}
     decode = decoding_alone(root, cores)

@@ -7,7 +7,7 @@ Each is ``(root, batch, cores, train) -> passes``, on the JPEG files of ``root/v
 - DALI: ``decoders.image_random_crop``, which decodes the crop alone, and an antialiased ``resize``, all on the CPU. Of an odd
   number of pixels to cut away it takes the other half, so that its evaluation cut may lie a pixel aside; where it does not,
   pixels differ from Pillow's by 0.2 to 0.5 grey levels of 255 on average.
-- FFCV: reads a file of its own, written from the same pictures beforehand: JPEG of quality 90, of the same size. It cuts the
+- FFCV: reads its own file, written from the same pictures beforehand: JPEG of quality 90, of the same size. It cuts the
   centre before it resizes, by OpenCV's area interpolation, so that its pixels are not the reference's.
 """
 

@@ -7,7 +7,7 @@ Ours is the loop of ``--mode train`` with the objects that it builds: learning r
 head as a part of the model, meters, finite-loss check, log file, TensorBoard, progress; the moving average is off, and
 so are evaluation and checkpoints, which are no part of a step. The bare loop is what one writes by hand on the same
 backbone: forward, ``nn.Linear``, ``F.cross_entropy``, backward, a fused SGD step, nothing else. Both have the same
-initial weights and read the same batches from a loader of their own of the same kind, channels-last where ours is, so
+initial weights and read the same batches from their own loader of the same kind, channels-last where ours is, so
 the loader's work is in both. So is freed memory that is kept (``pycls.runtime.memory``), without which the bare loop
 would take up to half as long again on a CPU, in some epochs and not in others. The limit beside them is the bare step on
 one batch that is already there: the arithmetic alone. The images are random: time does not depend on what they show.
@@ -170,7 +170,7 @@ def measure(case: Case, repeats: int, device: torch.device, busy: bool, by_step:
             jobs = {"ours": lambda: trainer._step(images, labels), "bare loop": lambda: bare.step(images, labels)}
         jobs, beside = jobs | theirs, beside | dict.fromkeys(theirs, "ours")
         found = side_by_side(jobs, beside, repeats, clock_of(device.type, busy), least_s=0.0)
-        trainer.reporter.board.close()
+        trainer.reporter.tensorboard.close()
     rows = []
     for name in ("bare loop", "ours", *theirs, *(["arithmetic alone"] if not by_step else [])):
         measured = found[name]

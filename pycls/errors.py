@@ -1,6 +1,6 @@
 """What a user can do wrong, and what can go wrong while a run is under way.
 
-Every room raises these two; only the command line catches them. An :class:`InputError` ends the process with exit
+Every package raises these two; only the command line catches them. An :class:`InputError` ends the process with exit
 code 2 before anything was written, a :class:`RunError` with exit code 1. Both are shown as one line, never a traceback.
 """
 

@@ -27,7 +27,7 @@ class Range:
         high: its upper end; infinite for none, which for whole numbers means :data:`LARGEST_INT`.
         open_left: whether ``low`` itself is left out.
         open_right: whether ``high`` itself is left out.
-        also: values besides, which mean something of their own, such as -1 for "as elsewhere".
+        also: further values with a special meaning, such as -1 for "as elsewhere".
     """
 
     low: float

@@ -1,9 +1,9 @@
 """Name -> component. A registry knows the names in its folder without importing any of them.
 
 ``@HEADS.register("arcface")`` above a class or a function puts it under that name. The names of the built-in components
-are read off the source text of the folder, so that listing them, and finding the nearest one to a misspelt name, costs
-milliseconds and not an import of torch; a component's module is imported when it is first asked for. Modules of other
-people register themselves in the same way when they are imported (``IMPORTS:`` in the YAML).
+are read off the source text of the folder, so that listing them, and suggesting one for a misspelt name, costs
+milliseconds and not an import of torch; a component's module is imported when it is first asked for. A user's modules
+register theirs in the same way when they are imported (``IMPORTS:`` in the YAML).
 """
 
 import difflib
@@ -66,23 +66,23 @@ class Registry:
         }
 
     def names(self) -> list[str]:
-        """Every name, sorted, those of imported outside modules included. Imports nothing."""
+        """Every name, sorted, including those that imported user modules registered. Imports nothing."""
         return sorted({*self._built_in, *self._entries})
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries or name in self._built_in
 
     def get(self, name: str) -> Any:
-        """The component of this name, imported if need be. Raises :class:`InputError` naming the nearest ones."""
+        """The component of this name, imported if need be. Raises :class:`InputError` with suggestions."""
         if name not in self._entries and name in self._built_in:
             importlib.import_module(self._built_in[name])
         if name not in self._entries:
-            raise InputError(f"there is no {self.kind} named {name!r}{self.nearest(name)}")
+            raise InputError(f"there is no {self.kind} named {name!r}{self.suggestions(name)}")
         return self._entries[name]
 
-    def nearest(self, name: str) -> str:
+    def suggestions(self, name: str) -> str:
         """The end of an error message: the names most like ``name``, or all of them."""
-        return closest(name, self.names())
+        return suggestions(name, self.names())
 
 
 def _checked(component: Any) -> Any:
@@ -94,7 +94,7 @@ def _checked(component: Any) -> Any:
     return component
 
 
-def closest(name: str, names: Iterable[str], otherwise: str = "") -> str:
+def suggestions(name: str, names: Iterable[str], otherwise: str = "") -> str:
     """The end of an error message: those of ``names`` that are most like ``name``, or ``otherwise``, or all of them."""
     known = list(names)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -127,4 +127,4 @@ def test_nothing_below_the_composition_root_takes_a_configuration() -> None:
 def test_the_rules_are_those_of_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name in PACKAGES:
-        assert name in page, f"docs/architecture.md does not know the room {name}"
+        assert name in page, f"docs/architecture.md does not know the package {name}"

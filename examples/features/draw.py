@@ -41,7 +41,7 @@ INK = "#222222"
 
 
 def train(head: str, options: list[str]) -> Path:
-    """Trains in a process of its own, as a user would. Returns the run's folder."""
+    """Trains in a separate process, as a user would. Returns the run's folder."""
     out_dir = Path("runs/features") / head
     command = [sys.executable, ROOT / "tools/run_net.py", "--cfg", ROOT / "examples/features/plane.yaml"]
     subprocess.run([*command, "HEAD.NAME", head, *options, "OUT_DIR", out_dir], check=True)

@@ -1,4 +1,4 @@
-"""From the options to data sets, what is drawn of them, and loaders."""
+"""From the options to data sets, subsets of them, and loaders."""
 
 import logging
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from pycls.data.dataset import (
     FileDataset,
     MissingSplit,
     check_num_classes,
+    remap_labels,
     resolve_root,
-    with_classes,
 )
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.sampler import make_sampler
 from pycls.data.sets.synthetic import shape_of, synthetic
 from pycls.data.sources.unreadable import Unreadable, read_record
-from pycls.data.subset.subset_spec import Drawn, Protocol, draw
-from pycls.engine.views import Views
+from pycls.data.subset.subset_spec import Subset, SubsetSpec, make_subset
+from pycls.engine.tta import TestTimeAugmentation
 from pycls.errors import InputError
 from pycls.registry import DATASETS
 from pycls.runtime.distributed import Ranks
@@ -37,7 +37,7 @@ Dataset = ArrayDataset | FileDataset
 
 
 def build_dataset(cfg: CfgNode, split: str, name: str = "") -> Dataset:
-    """A part of the data set ``name`` (TRAIN.DATASET if empty)."""
+    """A split of the data set ``name`` (TRAIN.DATASET if empty)."""
     name = name or cfg.TRAIN.DATASET
     if cfg.DATA.SYNTHETIC:
         return synthetic(name, split, cfg.MODEL.NUM_CLASSES, cfg.TRAIN.IM_SIZE)
@@ -48,19 +48,20 @@ def build_dataset(cfg: CfgNode, split: str, name: str = "") -> Dataset:
     return dataset
 
 
-def build_training_set(cfg: CfgNode) -> tuple[Dataset, Drawn | None]:
-    """TRAIN.SPLIT of TRAIN.DATASET as the protocol has it (subset, long tail, noise), and what was drawn for that."""
+def build_training_set(cfg: CfgNode) -> tuple[Dataset, Subset | None]:
+    """TRAIN.SPLIT of TRAIN.DATASET, and the subset that the options make of it (images a class, long tail, noise); None for
+    the whole split."""
     tail, noise = cfg.DATA.LONG_TAIL, cfg.DATA.NOISE
-    protocol = Protocol(
+    spec = SubsetSpec(
         images_per_class=cfg.TRAIN.IMAGES_PER_CLASS, profile=tail.PROFILE, imbalance=tail.IMBALANCE, largest=tail.LARGEST,
         smallest=tail.SMALLEST, noise=noise.KIND, rate=noise.RATE, pairs=noise.PAIRS, seed=cfg.DATA.SEED,
     )  # fmt: skip
-    dataset, drawn = draw(build_dataset(cfg, cfg.TRAIN.SPLIT), protocol)
-    found = drawn.sha256 if drawn is not None else ""
+    dataset, subset = make_subset(build_dataset(cfg, cfg.TRAIN.SPLIT), spec)
+    found = subset.sha256 if subset is not None else ""
     if cfg.DATA.HASH not in ("", found):
-        raise InputError(f"DATA.HASH is {cfg.DATA.HASH}, but the training set's is {found or 'none: nothing is drawn'}: these "
-                         "are other data; leave it empty to train on them")  # fmt: skip
-    return dataset, drawn
+        raise InputError(f"DATA.HASH is {cfg.DATA.HASH}, but the training set's is {found or 'none: it is the whole split'}: "
+                         "these are other data; leave it empty to train on them")  # fmt: skip
+    return dataset, subset
 
 
 def build_test_set(cfg: CfgNode) -> tuple[Dataset, str]:
@@ -100,11 +101,11 @@ def match_classes(
         return dataset
     own = cfg.TEST.DATASET or cfg.TRAIN.DATASET
     numbers = trained_on and class_names.only_numbers_agree(dataset.class_names, names, own, trained_on)
-    dataset, said = with_classes(dataset, names, whose, cfg.TEST.MATCH_CLASSES == "position")
+    dataset, note = remap_labels(dataset, names, whose, cfg.TEST.MATCH_CLASSES == "position")
     if numbers and cfg.TEST.MATCH_CLASSES == "name":
-        said = f"its classes, and those of {whose}, are named by numbers only: a number is taken to be the same class in both"
-    if said:
-        logger.info("%s: %s", dataset.name, said)
+        note = f"its classes, and those of {whose}, are named by numbers only: a number is taken to be the same class in both"
+    if note:
+        logger.info("%s: %s", dataset.name, note)
     return dataset
 
 
@@ -162,12 +163,12 @@ def build_augmentation(cfg: CfgNode, dataset: Dataset) -> Augmentation:
 
 def _decoding(cfg: CfgNode, device: torch.device) -> dict[str, Any]:
     """Who decodes images in files, as the loaders' arguments; :class:`InputError` for a GPU that is not there."""
-    loading = cfg.DATA_LOADER
-    if loading.DECODER == "gpu" and device.type != "cuda":
+    options = cfg.DATA_LOADER
+    if options.DECODER == "gpu" and device.type != "cuda":
         raise InputError(f"DATA_LOADER.DECODER gpu needs a CUDA GPU, and this run is on {device.type}; auto and pillow decode "
                          "anywhere")  # fmt: skip
-    return {"num_workers": loading.NUM_WORKERS, "pin_memory": loading.PIN_MEMORY, "native": loading.DECODER != "pillow",
-            "decode_on_device": loading.DECODER == "gpu"}  # fmt: skip
+    return {"num_workers": options.NUM_WORKERS, "pin_memory": options.PIN_MEMORY, "native": options.DECODER != "pillow",
+            "decode_on_device": options.DECODER == "gpu"}  # fmt: skip
 
 
 def _account(cfg: CfgNode, split: str) -> Unreadable:
@@ -213,8 +214,8 @@ def build_unknown_loader(cfg: CfgNode, known: Dataset, device: torch.device) -> 
         )  # fmt: skip
 
 
-def build_views(cfg: CfgNode, dataset: Dataset) -> Views:
-    """How often the model looks at a test image."""
+def build_test_time_augmentation(cfg: CfgNode, dataset: Dataset) -> TestTimeAugmentation:
+    """The views of a test image (TEST.CROPS)."""
     size = cfg.TEST.CROP_SIZE or image_size(cfg, dataset)
     if cfg.HEAD.PARALLEL == "class" and (cfg.TEST.CROPS > 1 or cfg.TEST.TABLES):
         raise InputError("TEST.CROPS and TEST.TABLES need the logits of all classes on each process, which HEAD.PARALLEL class "
@@ -222,4 +223,4 @@ def build_views(cfg: CfgNode, dataset: Dataset) -> Views:
     if cfg.TEST.CROPS == 10 and size >= cfg.TEST.IM_SIZE:
         raise InputError(f"TEST.CROPS 10 needs a TEST.IM_SIZE above the crops' side, {size}, to cut them from; it is "
                          f"{cfg.TEST.IM_SIZE}")  # fmt: skip
-    return Views(cfg.TEST.CROPS, size)
+    return TestTimeAugmentation(cfg.TEST.CROPS, size)

@@ -1,4 +1,4 @@
-"""From the options to the model: backbone and head, on its device, shared out among processes if that is wanted."""
+"""From the options to the model: backbone and head, on its device, sharded among processes if that is wanted."""
 
 import contextlib
 import functools
@@ -13,10 +13,10 @@ from pycls import config
 from pycls.build.errors import user_errors
 from pycls.data import rng
 from pycls.data.dataset import class_counts
-from pycls.engine.checkpoint.sharded import class_shards, is_sharded, share_parameters
+from pycls.engine.checkpoint.sharded import class_shards, is_sharded, shard_parameters
 from pycls.errors import InputError
 from pycls.heads.cross_entropy import CrossEntropy
-from pycls.heads.diagnostics import Watch, at_start
+from pycls.heads.diagnostics import HeadMonitor, static_warnings
 from pycls.heads.head import Head
 from pycls.heads.parallel.shards import ClassShard, shard_classes
 from pycls.heads.parts import Criterion
@@ -106,11 +106,11 @@ def _smoothed(criterion: Criterion, label_smoothing: float) -> Criterion:
     return criterion.with_label_smoothing(label_smoothing)
 
 
-def share_out(cfg: CfgNode, model: Classifier, ranks: Ranks) -> None:
-    """Leaves this process its share of the classes (HEAD.PARALLEL class) of a model that has its first weights.
+def shard_model(cfg: CfgNode, model: Classifier, ranks: Ranks) -> None:
+    """Leaves this process its shard of the classes (HEAD.PARALLEL class) of a model that has its first weights.
 
     Raises:
-        InputError: an option does not go with a model that is shared out.
+        InputError: an option does not go with a sharded model.
     """
     if cfg.PARALLEL.MODE == "fsdp" and cfg.OPTIM.EMA_UPDATE_PERIOD:
         raise InputError("OPTIM.EMA_UPDATE_PERIOD: PARALLEL.MODE fsdp keeps no moving average; take ddp, or 0")
@@ -120,31 +120,31 @@ def share_out(cfg: CfgNode, model: Classifier, ranks: Ranks) -> None:
             raise InputError(f"{key} needs one scale of the gradients on all processes, which fp16 does not keep: take "
                              "TRAIN.MIXED_PRECISION bf16")  # fmt: skip
         if wanted and config.last_stage(cfg) is not cfg:
-            raise InputError(f"STAGE2.METHOD {cfg.STAGE2.METHOD} takes a whole model, and {key} shares it out")
+            raise InputError(f"STAGE2.METHOD {cfg.STAGE2.METHOD} takes a whole model, and {key} shards it")
         if wanted and cfg.TEST.OPEN_SET:
-            raise InputError(f"TEST.OPEN_SET is for a whole model, and {key} shares it out: test it afterwards, in one process")
+            raise InputError(f"TEST.OPEN_SET is for a whole model, and {key} shards it: test it afterwards, in one process")
     if cfg.HEAD.PARALLEL == "none":
         if cfg.HEAD.SAMPLE_RATE != 1:
             raise InputError(f"HEAD.SAMPLE_RATE {cfg.HEAD.SAMPLE_RATE} needs HEAD.PARALLEL class")
         return
     if not isinstance(model.head, Head):
-        raise InputError(f"HEAD.PARALLEL class: {type(model.head).__name__} is no head of prototypes")
+        raise InputError(f"HEAD.PARALLEL class: {type(model.head).__name__} is not a head of prototypes")
     with user_errors("HEAD.PARALLEL class"):
-        draw = functools.partial(rng.hash64, cfg.RNG_SEED, stream=rng.NEGATIVES)
+        hash_fn = functools.partial(rng.hash64, cfg.RNG_SEED, stream=rng.NEGATIVES)
         shard_classes(model.head, ClassShard(
-            model.head.similarity.num_classes, ranks.rank, ranks.world_size, cfg.HEAD.SAMPLE_RATE, draw
+            model.head.similarity.num_classes, ranks.rank, ranks.world_size, cfg.HEAD.SAMPLE_RATE, hash_fn
         ))  # fmt: skip
 
 
-def build_inspector(model: Classifier) -> Callable[[], dict[str, float]] | None:
-    """What tells, once a log period, how the last batch lay to the head's prototypes; None for a head of another kind, or
-    where no process has all of them."""
-    return Watch(model.head).read if isinstance(model.head, Head) and not is_sharded(model) else None
+def build_head_stats(model: Classifier) -> Callable[[], dict[str, float]] | None:
+    """() -> statistics of the head on the last batch; None for a head of another kind, or where no process has all of its
+    prototypes."""
+    return HeadMonitor(model.head).read if isinstance(model.head, Head) and not is_sharded(model) else None
 
 
 def head_warnings(model: Classifier) -> list[str]:
-    """What the head's numbers say before training."""
-    return at_start(model.head) if isinstance(model.head, Head) else []
+    """Warnings that follow from the head's options and sizes, before training."""
+    return static_warnings(model.head) if isinstance(model.head, Head) else []
 
 
 def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:
@@ -167,14 +167,14 @@ def place(cfg: CfgNode, model: Classifier, device: torch.device) -> Classifier:
 def build_network(
     model: nn.Module, device: torch.device, ranks: Ranks, fsdp: bool = False, static_graph: bool = False
 ) -> nn.Module:
-    """What the training loop calls: the model, its parameters shared out by FSDP2 if that is wanted, or its DDP wrapper."""
+    """What the training loop calls: the model, its parameters sharded by FSDP2 if that is wanted, or its DDP wrapper."""
     if ranks.world_size == 1:
         return model
     if fsdp:
         own = dict(model.named_parameters())
         backbone, head = model.get_submodule("backbone"), model.get_submodule("head")
         blocks = blocks_of(backbone) or [child for child in backbone.children() if next(child.parameters(), None) is not None]
-        share_parameters(model, [*blocks, head], {own[name] for name in class_shards(model)})
+        shard_parameters(model, [*blocks, head], {own[name] for name in class_shards(model)})
         return model
     DistributedDataParallel = nn.parallel.DistributedDataParallel
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, class_shards(model))

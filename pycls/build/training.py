@@ -64,7 +64,7 @@ def build_mix(cfg: CfgNode, ranks: Ranks) -> Mix | None:
     return lambda images, labels, step: mix(images, labels, cfg.RNG_SEED, step, mixup, cutmix, ranks.rank)
 
 
-def build_judge(
+def build_evaluator(
     cfg: CfgNode, classes: int, device: torch.device, ranks: Ranks
 ) -> Callable[[nn.Module], dict[str, Any]] | None:
     """What evaluates a model on TRAIN.EVAL_SPLIT; None for ``none``."""

@@ -15,7 +15,7 @@ import yaml
 from yacs.config import CfgNode
 
 from pycls.config import aliases, checks, components, no_effect, schema, stage2, unknown_keys
-from pycls.config.components import Chosen
+from pycls.config.components import Component
 from pycls.config.help import describe as describe
 from pycls.config.options import CORE, IRRELEVANT_TO_RESULT, Option
 from pycls.config.source_scan import section_of
@@ -67,7 +67,7 @@ _LAST = "last_stage"
 
 
 def last_stage(cfg: CfgNode) -> CfgNode:
-    """The tree of the run's last stage: of the second, in a folder of its own in OUT_DIR, if there is one, else ``cfg``."""
+    """The tree of the run's last stage: of the second, in its own folder in OUT_DIR, if there is one, else ``cfg``."""
     last: CfgNode = cfg.__dict__.get(_LAST, cfg)
     return last
 
@@ -83,7 +83,7 @@ def _values(given: Given, cfg_file: str | None) -> dict[str, Any]:
     unknown_keys.check_core(given)
     values = {key: _value(key, option, given) for key, option in CORE.items()}
     checks.check(values, given)
-    values["IMPORTS"] = _import_outside(values["IMPORTS"], given, cfg_file)
+    values["IMPORTS"] = _import_user_modules(values["IMPORTS"], given, cfg_file)
     values["HEAD.NAME"] = components.head_name(given)
     values["OUT_DIR"] = values["OUT_DIR"] or f"runs/{Path(cfg_file).stem if cfg_file else values['MODEL.TYPE']}"
     chosen = _choose(values, given)
@@ -104,14 +104,14 @@ def _value(key: str, option: Option, given: Given) -> Any:
     return schema.default_of(option)
 
 
-def _import_outside(names: list[str], given: Given, cfg_file: str | None) -> list[str]:
+def _import_user_modules(names: list[str], given: Given, cfg_file: str | None) -> list[str]:
     try:
         return import_modules(names, Path(cfg_file).parent if cfg_file else None)
     except InputError as error:
         raise InputError(f"{given['IMPORTS'].at('IMPORTS')}: {error}") from error
 
 
-def _choose(values: dict[str, Any], given: Given) -> list[Chosen]:
+def _choose(values: dict[str, Any], given: Given) -> list[Component]:
     """The selected components. Every name and section is checked before any of them is imported."""
     selected = [(MODELS, values["MODEL.TYPE"], "MODEL.TYPE")]
     selected += [(DATASETS, values[key], key) for key in ("TRAIN.DATASET", "TEST.DATASET", "TEST.OPEN_SET") if values[key]]
@@ -119,7 +119,7 @@ def _choose(values: dict[str, Any], given: Given) -> list[Chosen]:
         components.check_name(registry, name, given[key].at(key) if key in given else key)
     head = components.choose_head(given)
     unknown_keys.check_sections(given, selected)
-    chosen: dict[str, Chosen] = {}
+    chosen: dict[str, Component] = {}
     for registry, name, key in selected:
         one = components.section_component(registry, name, key)
         other = chosen.setdefault(one.node, one)
@@ -128,7 +128,7 @@ def _choose(values: dict[str, Any], given: Given) -> list[Chosen]:
     return [*chosen.values(), *head]
 
 
-def _catalogue(chosen: list[Chosen], named: bool) -> dict[str, Option]:
+def _catalogue(chosen: list[Component], named: bool) -> dict[str, Option]:
     """Every option that has a meaning for the run, by dotted key."""
     head = set(components.head_core_keys(named))
     catalogue = {key: option for key, option in CORE.items() if not key.startswith("HEAD.") or key in head}
@@ -199,7 +199,7 @@ def model_section(name: str) -> str:
 
 
 def dataset_arguments(cfg: CfgNode, name: str, **supplied: Any) -> dict[str, Any]:
-    """Keyword arguments for ``DATASETS.get(name)``; ``supplied``: ``root``, ``split``, a ``download`` of one's own."""
+    """Keyword arguments for ``DATASETS.get(name)``; ``supplied``: ``root``, ``split``, ``download``."""
     return _section_arguments(cfg, DATASETS, name, {"download": cfg.DATA.DOWNLOAD} | supplied)
 
 
@@ -239,7 +239,7 @@ def with_value(cfg: CfgNode, key: str, value: Any) -> CfgNode:
     return copy
 
 
-def import_outside(cfg: CfgNode) -> None:
+def import_user_modules(cfg: CfgNode) -> None:
     """Import the modules of ``IMPORTS``, in a process that did not load the tree itself."""
     import_modules(cfg.IMPORTS)
 

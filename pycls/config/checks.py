@@ -6,12 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 from pycls.config.options import CORE
-from pycls.config.yaml_lines import Located
+from pycls.config.yaml_lines import ConfigValue
 from pycls.errors import InputError
 from pycls.registry import MODELS
 
 
-def check(values: dict[str, Any], given: dict[str, Located]) -> None:
+def check(values: dict[str, Any], given: dict[str, ConfigValue]) -> None:
     """Raise :class:`InputError` for the first contradiction.
 
     Args:
@@ -72,7 +72,7 @@ DEPENDENT = {
 """Options that mean something for one choice of another option only."""
 
 
-def _check_dependent(values: dict[str, Any], given: dict[str, Located]) -> None:
+def _check_dependent(values: dict[str, Any], given: dict[str, ConfigValue]) -> None:
     for key, (chooser, choice) in DEPENDENT.items():
         if key in given and values[key] != CORE[key].default and values[chooser] != choice:
             raise InputError(f"{given[key].at(key)} has no effect: {chooser} is {values[chooser]}; it belongs to {choice}")
@@ -80,7 +80,7 @@ def _check_dependent(values: dict[str, Any], given: dict[str, Located]) -> None:
         raise InputError(f"{given['DATA.NOISE.RATE'].at('DATA.NOISE.RATE')} has no effect: DATA.NOISE.KIND is none")
 
 
-def _check_second_stage(values: dict[str, Any], given: dict[str, Located]) -> None:
+def _check_second_stage(values: dict[str, Any], given: dict[str, ConfigValue]) -> None:
     if values["STAGE2.METHOD"] == "tau_norm" and values["STAGE2.TAU"] < 0 and values["TRAIN.EVAL_SPLIT"] != "val":
         key = "STAGE2.METHOD"
         raise InputError(f"{given[key].at(key)}: tau is chosen on the val part, and TRAIN.EVAL_SPLIT is "

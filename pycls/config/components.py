@@ -1,6 +1,6 @@
 """Which components a run selects, and the options they bring into the tree.
 
-A model's and a data set's options are a section of their own; a head's are beside ``HEAD.NAME``; those of a part of a
+A model's and a data set's options are in their own section; a head's are beside ``HEAD.NAME``; those of a part of a
 head are beside the part's ``NAME``. Only the selected components are imported, and only to read their signatures.
 """
 
@@ -12,7 +12,7 @@ from pycls.config import schema
 from pycls.config.options import CORE, Option
 from pycls.config.source_scan import section_of
 from pycls.config.suggestions import did_you_mean
-from pycls.config.yaml_lines import Located
+from pycls.config.yaml_lines import ConfigValue
 from pycls.errors import InputError
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES, Registry
 
@@ -33,7 +33,7 @@ SECTIONS = {key.partition(".")[0] for key in CORE if "." in key}
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Component:
     """A component that the configuration names.
 
     Attributes:
@@ -56,7 +56,7 @@ class Chosen:
 def given_to(registry: Registry, component: Any) -> frozenset[str]:
     """The arguments that are supplied to this component.
 
-    One that it names in a class attribute ``own_options`` is an option of its own section all the same: ``REGNET.DEPTH``
+    One that it names in a class attribute ``own_options`` is an option of its section all the same: ``REGNET.DEPTH``
     is pycls's, beside ``MODEL.DEPTH``.
     """
     return GIVEN[registry] - getattr(component, "own_options", frozenset())
@@ -84,21 +84,21 @@ def arguments(node: Mapping[str, Any], options: dict[str, Option]) -> dict[str, 
 
 
 def check_name(registry: Registry, name: str, start: str) -> None:
-    """Raise :class:`InputError`, with the nearest names, unless the registry has ``name``. Imports nothing built in."""
+    """Raise :class:`InputError`, with suggestions, unless the registry has ``name``. Imports nothing built in."""
     if name not in registry:
-        raise InputError(f"{start}: there is no {registry.kind} named {name!r}{registry.nearest(name)}")
+        raise InputError(f"{start}: there is no {registry.kind} named {name!r}{registry.suggestions(name)}")
 
 
-def section_component(registry: Registry, name: str, named_by: str) -> Chosen:
+def section_component(registry: Registry, name: str, named_by: str) -> Component:
     """A model or data set, with its section. Imports it. Raises :class:`InputError` if the section is taken."""
     section = section_of(registry.get(name), name)
     if section in SECTIONS:
         raise InputError(f"the {registry.kind} {name!r} must name another section (section = ...): {section} is taken")
-    return Chosen(registry, name, named_by, section)
+    return Component(registry, name, named_by, section)
 
 
-def choose_head(given: dict[str, Located]) -> list[Chosen]:
-    """The head, or the parts it is spelled out by, and a criterion in place of its own.
+def choose_head(given: dict[str, ConfigValue]) -> list[Component]:
+    """The head, or the parts it is spelled out by, and a criterion that replaces its own.
 
     Args:
         given: what the user wrote, by dotted key. A scalar ``HEAD.MARGIN`` is an option of a named head, and is seen
@@ -116,26 +116,26 @@ def choose_head(given: dict[str, Located]) -> list[Chosen]:
         if name and part != "CRITERION":
             raise InputError(_contradiction(given, key, name))
         check_name(registry, part_name, given[key].at(key))
-        chosen.append(Chosen(registry, part_name, key, f"HEAD.{part}"))
+        chosen.append(Component(registry, part_name, key, f"HEAD.{part}"))
     if name:
         check_name(HEADS, name, given["HEAD.NAME"].at("HEAD.NAME") if "HEAD.NAME" in given else "HEAD.NAME")
-        return [Chosen(HEADS, name, "HEAD.NAME", "HEAD"), *chosen]
+        return [Component(HEADS, name, "HEAD.NAME", "HEAD"), *chosen]
     _check_parts(given)
     return chosen
 
 
-def head_name(given: dict[str, Located]) -> str:
+def head_name(given: dict[str, ConfigValue]) -> str:
     """The head by name; "" for one that is spelled out by its parts."""
     if "HEAD.NAME" in given:
         return _text(given, "HEAD.NAME")
     return "" if _text(given, "HEAD.SIMILARITY.NAME") else CORE["HEAD.NAME"].default
 
 
-def _text(given: dict[str, Located], key: str) -> str:
+def _text(given: dict[str, ConfigValue], key: str) -> str:
     return schema.convert(given[key], CORE[key], key) if key in given else ""
 
 
-def _contradiction(given: dict[str, Located], key: str, name: str) -> str:
+def _contradiction(given: dict[str, ConfigValue], key: str, name: str) -> str:
     if "HEAD.NAME" not in given:
         return f"{given[key].at(key)}: a margin by name needs HEAD.SIMILARITY.NAME beside it"
     return (
@@ -144,7 +144,7 @@ def _contradiction(given: dict[str, Located], key: str, name: str) -> str:
     )
 
 
-def _check_parts(given: dict[str, Located]) -> None:
+def _check_parts(given: dict[str, ConfigValue]) -> None:
     if not _text(given, "HEAD.SIMILARITY.NAME"):
         raise InputError(
             f"{given['HEAD.NAME'].at('HEAD.NAME')} is empty: name a head ({', '.join(HEADS.names())}) or give "
@@ -155,11 +155,11 @@ def _check_parts(given: dict[str, Located]) -> None:
         if key in given and given[key].value not in (None, {}):
             raise InputError(
                 f"{given[key].at(key)}: expected the part, such as {{NAME: {PARTS[part].names()[0]}}}, "
-                f"found {schema.found(given[key])}: a head that is spelled out has no options of its own"
+                f"found {schema.found(given[key])}: a head that is spelled out has no further options"
             )
 
 
-def expand_auxiliaries(given: Located) -> list[dict[str, Any]]:
+def expand_auxiliaries(given: ConfigValue) -> list[dict[str, Any]]:
     """``HEAD.AUXILIARIES`` with every option of every entry. Raises :class:`InputError` at the line that is wrong."""
     key = "HEAD.AUXILIARIES"
     if not isinstance(given.value, list):
@@ -167,7 +167,7 @@ def expand_auxiliaries(given: Located) -> list[dict[str, Any]]:
     return [_expand_auxiliary(item, f"{key}[{i}]") for i, item in enumerate(given.value)]
 
 
-def _expand_auxiliary(item: Located, key: str) -> dict[str, Any]:
+def _expand_auxiliary(item: ConfigValue, key: str) -> dict[str, Any]:
     entries = {"NAME": item} if isinstance(item.value, str) else item.value
     if not isinstance(entries, dict) or "NAME" not in entries:
         wanted = "a mapping with a NAME, such as {NAME: center}"
@@ -178,7 +178,7 @@ def _expand_auxiliary(item: Located, key: str) -> dict[str, Any]:
     for option, given in entries.items():
         if option not in options and option != "NAME":
             raise InputError(
-                f"{given.at(f'{key}.{option}')} is no option of the auxiliary loss {name!r}, which has "
+                f"{given.unknown(f'{key}.{option}', f'the auxiliary loss {name!r}')}, which has "
                 f"{', '.join(options) or 'none'}{did_you_mean(option, options)}"
             )
     expanded = {"NAME": name}

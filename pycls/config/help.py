@@ -11,7 +11,7 @@ from itertools import chain
 from pycls.config import aliases, components, schema, source_scan
 from pycls.config.components import PARTS, SECTIONS
 from pycls.config.options import CORE, Option
-from pycls.config.suggestions import nearest_keys
+from pycls.config.suggestions import suggested_keys
 from pycls.errors import InputError
 from pycls.registry import AUXILIARIES, DATASETS, HEADS, MODELS, Registry
 
@@ -28,7 +28,7 @@ def describe(section: str | None = None) -> str:
             (``HEAD.MARGIN.additive_cosine``), a component's name, an option's key, or ``ALL``. Case does not matter.
 
     Raises:
-        InputError: for a section that does not exist, with the nearest.
+        InputError: for a section that does not exist, with suggestions.
     """
     blocks: Iterator[str]
     if section is None:
@@ -50,7 +50,7 @@ def _find(section: str) -> Iterator[str]:
         return chain(_core_blocks({k: o for k, o in CORE.items() if k.startswith(f"{key}.")}), map(_names, lists))
     if key in CORE:
         return iter([_entry(key, CORE[key])])
-    if key in aliases.TABLE:
+    if key in aliases.TABLE or key in aliases.SECOND_NAMES:
         return iter([f"  {aliases.describe(key)}"])
     if own == "HEAD" and (found := _find_in_head(rest)) is not None:
         return found
@@ -59,7 +59,7 @@ def _find(section: str) -> Iterator[str]:
         return iter(found_blocks)
     known = {*CORE, *SECTIONS, *source_scan.sections(MODELS), *source_scan.sections(DATASETS)}
     known |= {f"HEAD.{name}".upper() for name in HEADS.names()}
-    close = nearest_keys(key, known)
+    close = suggested_keys(key, known)
     hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(sorted(SECTIONS))}"
     raise InputError(f"--help-options: there is no section or option {section}; {hint}")
 
@@ -143,6 +143,7 @@ def _entry(key: str, option: Option) -> str:
     facts = [option.help.rstrip(".")] if option.help else []
     if option.choices:
         facts.append("one of " + schema.listed(option.choices))
+    facts += [f"{name} is another name of {choice}" for name, choice in option.aliases.items()]
     if option.range is not None:
         facts.append(str(option.range))
     title = f"  {key}  {kind} = {default}"

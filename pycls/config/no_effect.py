@@ -13,7 +13,7 @@ from pycls.config.checks import DEPENDENT
 from pycls.config.options import CORE
 from pycls.config.source_scan import section_of
 from pycls.config.unknown_keys import Given
-from pycls.config.yaml_lines import Located
+from pycls.config.yaml_lines import ConfigValue
 from pycls.registry import AUXILIARIES, HEADS, MODELS, Registry
 
 Values = Mapping[str, Any]
@@ -92,7 +92,7 @@ def _plain_momentum(values: Values) -> str:
     return _is_off("OPTIM.MOMENTUM")(values) if values["OPTIM.NESTEROV"] else ""
 
 
-def _no_draw(values: Values) -> str:
+def _no_sampling(values: Values) -> str:
     drawn = values["DATA.LONG_TAIL.PROFILE"] != "none" or values["DATA.NOISE.RATE"]
     return "" if drawn else "has no effect: there is neither a long tail (DATA.LONG_TAIL.PROFILE) nor noise (DATA.NOISE.RATE)"
 
@@ -115,7 +115,7 @@ TABLE: dict[str, tuple[Reason, ...]] = {
     "LN.CUSTOM_WEIGHT_DECAY": (_is_off("LN.USE_CUSTOM_WEIGHT_DECAY"),),
     "DATA.ROOT": (_is_on("DATA.SYNTHETIC"),),
     "DATA.DOWNLOAD": (_is_on("DATA.SYNTHETIC"),),
-    "DATA.SEED": (_no_draw,),
+    "DATA.SEED": (_no_sampling,),
     "TRAIN.IM_SIZES": (_late_sizes,),
     "TRAIN.EVAL_PERIOD": (_belongs_to("TRAIN.EVAL_SPLIT", "val", "test"),),
     "OPTIM.EXP_RATE": (_belongs_to("OPTIM.LR_POLICY", "exp"), _is_on("OPTIM.MIN_LR")),
@@ -161,7 +161,7 @@ component, and what else the function takes."""
 
 def origin(written: Given) -> Origin:
     """Who wrote the file: a person, a run, or public pycls. The last two write down every option there is."""
-    in_file = {key for key, located in written.items() if not located.is_override}
+    in_file = {key for key, entry in written.items() if not entry.is_override}
     return "pycls" if "CFG_DEST" in in_file else "run" if "DATA.HASH" in in_file else "person"
 
 
@@ -170,7 +170,7 @@ def notices(first: Stage, second: Stage, own: frozenset[str], by: Origin) -> lis
 
     Args:
         first: the values of the run's tree, and what was given for it.
-        second: those of the second stage's tree; empty where it has nothing of its own.
+        second: those of the second stage's tree; empty where it has no options of its own stage.
         own: what was given for the second stage alone.
         by: who wrote the file. What has its default in a run's file is no one's choice, and nothing is in one of pycls's.
     """
@@ -182,22 +182,22 @@ def notices(first: Stage, second: Stage, own: frozenset[str], by: Origin) -> lis
 
 def _without_effect(values: Values, given: Given, by: Origin) -> Iterator[tuple[str, str]]:
     """Key -> line."""
-    for key, located in given.items():
+    for key, entry in given.items():
         if key == "HEAD.AUXILIARIES":
-            yield from ((key, line) for line in _of_auxiliaries(located, values, by))
+            yield from ((key, line) for line in _of_auxiliaries(entry, values, by))
         elif key in values:
             default, reasons = _rows(key, values)
-            line = _line(located, key, values, default, reasons, by)
+            line = _line(entry, key, values, default, reasons, by)
             if line:
                 yield key, line
 
 
-def _line(located: Located, key: str, values: Values, default: Any, reasons: Iterable[Reason], by: Origin) -> str:
-    """The first reason that holds, behind the place; "" for none, or where nobody chose the value."""
-    if not located.is_override and (by == "pycls" or (by == "run" and values[key] == default)):
+def _line(entry: ConfigValue, key: str, values: Values, default: Any, reasons: Iterable[Reason], by: Origin) -> str:
+    """The first reason that holds, behind the place; "" for none, or where no user chose the value."""
+    if not entry.is_override and (by == "pycls" or (by == "run" and values[key] == default)):
         return ""
     said = next(filter(None, (reason(values) for reason in reasons)), "")
-    return f"{located.at(key)} {said}" if said else ""
+    return f"{entry.at(key)} {said}" if said else ""
 
 
 def _rows(key: str, values: Values) -> tuple[Any, list[Reason]]:
@@ -229,12 +229,12 @@ def _components(values: Values) -> Iterator[tuple[Registry, str, str]]:
             yield registry, values[f"HEAD.{part}.NAME"], f"HEAD.{part}"
 
 
-def _of_auxiliaries(located: Located, values: Values, by: Origin) -> Iterator[str]:
-    for i, (item, entry) in enumerate(zip(located.value, values["HEAD.AUXILIARIES"], strict=True)):
-        node, options = f"HEAD.AUXILIARIES[{i}]", components.component_options(AUXILIARIES, entry["NAME"])
-        seen = {**values, **{f"{node}.{own}": value for own, value in entry.items()}}
+def _of_auxiliaries(entry: ConfigValue, values: Values, by: Origin) -> Iterator[str]:
+    for i, (item, auxiliary) in enumerate(zip(entry.value, values["HEAD.AUXILIARIES"], strict=True)):
+        node, options = f"HEAD.AUXILIARIES[{i}]", components.component_options(AUXILIARIES, auxiliary["NAME"])
+        seen = {**values, **{f"{node}.{own}": value for own, value in auxiliary.items()}}
         for own, option in options.items():
             given = item.value.get(own) if isinstance(item.value, dict) else None
-            reasons = _reasons(entry["NAME"], own, node)
+            reasons = _reasons(auxiliary["NAME"], own, node)
             if given is not None and (line := _line(given, f"{node}.{own}", seen, option.default, reasons, by)):
                 yield line

@@ -4,7 +4,8 @@ The names are pycls's where pycls has the option. A component's own options are 
 constructor (``pycls/config/schema.py``). The default's type is the option's type; a float option takes an int as well.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pycls.ranges import COUNT, NONZERO_SHARE, NOT_NEGATIVE, PART, POSITIVE, SHARE, Range
@@ -15,11 +16,12 @@ class Option:
     """One leaf of the tree of options.
 
     Attributes:
-        default: the value when nobody gives one; its type is the option's type.
+        default: the value when none is given; its type is the option's type.
         help: what it means, with units and ranges.
         choices: the values it may take; empty for any.
         range: what a number, or each number of a list, may be; None for any finite one.
-        types: the types it may have, where the default's own type is not the whole story.
+        types: the types it may have, where it is not just the default's type.
+        aliases: other names of choices -> the choice; the tree, and what is written of it, has the choice.
     """
 
     default: Any
@@ -27,6 +29,7 @@ class Option:
     choices: tuple[Any, ...] = ()
     range: Range | None = None
     types: tuple[Any, ...] = ()
+    aliases: Mapping[str, Any] = field(default_factory=dict)
 
 
 SEED = Range(0, 2**63 - 1)
@@ -55,7 +58,7 @@ CORE: dict[str, Option] = {
                                 range=Range(0, also=(-1,))),
     "HEAD.MARGIN_WARMUP": Option(0, "training steps over which the margin grows from 0 to its full size", range=NOT_NEGATIVE),
     "HEAD.CHUNK": Option(0, "classes worked on at a time, to save memory; 0 chooses by their number", range=NOT_NEGATIVE),
-    "HEAD.PARALLEL": Option("none", "class shares the classes, their prototypes and logits, out among the processes",
+    "HEAD.PARALLEL": Option("none", "class shards the classes, their prototypes and logits, among the processes",
                             choices=("none", "class")),
     "HEAD.SAMPLE_RATE": Option(1.0, "share of the classes that a training step looks at, beside those of the batch (Partial "
                                "FC); needs HEAD.PARALLEL class", range=NONZERO_SHARE),
@@ -88,8 +91,9 @@ CORE: dict[str, Option] = {
     "DATA.LONG_TAIL.SMALLEST": Option(5, "pareto: images of the last class", range=COUNT),
     "DATA.NOISE.KIND": Option("none", "train on wrong labels: symmetric (any other class), pairs (DATA.NOISE.PAIRS), "
                               "superclass (another class of the same), blocks (any of five consecutive classes)",
-                              choices=("none", "symmetric", "pairs", "superclass", "blocks")),
-    "DATA.NOISE.RATE": Option(0.0, "probability that a training label is drawn anew", range=SHARE),
+                              choices=("none", "symmetric", "pairs", "superclass", "blocks"),
+                              aliases={"adjacent_classes": "blocks"}),
+    "DATA.NOISE.RATE": Option(0.0, "probability that a training label is drawn again at random", range=SHARE),
     "DATA.NOISE.PAIRS": Option([], "pairs: [from, to] classes; empty for each class to the next",
                                range=NOT_NEGATIVE, types=(list[list[int]],)),
     "DATA.SEED": Option(0, "seed of the long tail and of the noise, apart from RNG_SEED: runs of other seeds share their data",
@@ -106,7 +110,8 @@ CORE: dict[str, Option] = {
     "TRAIN.ACCUM_STEPS": Option(1, "parts the batch is cut into, to save memory (gradient accumulation)", range=COUNT),
     "TRAIN.SAMPLER": Option("instance", "which samples an epoch shows: each once (instance), classes in turn (class_aware), "
                             "classes alike, by the square root of their sizes, or rare classes repeated",
-                            choices=("instance", "class_aware", "class_balanced", "square_root", "repeat_factor")),
+                            choices=("instance", "class_aware", "class_balanced", "square_root", "repeat_factor"),
+                            aliases={"uniform": "instance"}),
     "TRAIN.SAMPLES_PER_CLASS": Option(4, "class_aware: images of a class in a row", range=COUNT),
     "TRAIN.REPEAT_THRESHOLD": Option(1e-3, "repeat_factor: share of the set from which on a class is not repeated",
                                      range=NONZERO_SHARE),
@@ -150,11 +155,11 @@ CORE: dict[str, Option] = {
                              range=NOT_NEGATIVE),
     "TEST.CROPS": Option(1, "views of each test image: 1, 2 with its mirror image, 10 crops of TEST.IM_SIZE, the corners, the "
                          "centre and their mirror images", choices=(1, 2, 10)),
-    "TEST.TABLES": Option(False, "also write classes, confusion and predictions as CSV files"),
+    "TEST.TABLES": Option(False, "also write classes, confusion and predictions as CSV files; TEST.SAVE_CSV is another name"),
     "TEST.OPEN_SET": Option("", "a data set of other classes: how well its test part is told from the known classes"),
     "TEST.WEIGHTS": Option("", "weights to test: a file, a URL, or a name of the Model Zoo; empty for OUT_DIR's best"),
     "TEST.TOP_K": Option(5, "k of the top-k error; at most the number of classes, but for the default", range=COUNT),
-    "DATA_LOADER.NUM_WORKERS": Option(2, "loading processes beside each training process, for images in files",
+    "DATA_LOADER.NUM_WORKERS": Option(2, "worker processes beside each training process, for images in files",
                                       range=Range(0, 1024)),
     "DATA_LOADER.DECODER": Option("auto", "of JPEGs: auto compiles a fast one where it can; pillow; gpu decodes on the CUDA "
                                   "GPU that trains (nvJPEG): not measured yet",
@@ -185,7 +190,7 @@ CORE: dict[str, Option] = {
     "OPTIM.EMA_ALPHA": Option(1e-5, "moving average of the weights: share of the newest, scaled as in pycls by "
                               "BATCH_SIZE / MAX_EPOCH * EMA_UPDATE_PERIOD", range=NONZERO_SHARE),
     "OPTIM.EMA_UPDATE_PERIOD": Option(0, "steps between its updates; 0 for no moving average", range=NOT_NEGATIVE),
-    # --- the second stage; it may also have HEAD.*, OPTIM.* and some of TRAIN.* of its own (pycls/config/stage2.py)
+    # --- the second stage; it may also have HEAD.*, OPTIM.* and some of TRAIN.* otherwise (pycls/config/stage2.py)
     "STAGE2.METHOD": Option("none", "after the training a second stage on the frozen backbone: retrain (a new head: "
                             "STAGE2.HEAD), lws (a scale a class), tau_norm (weights / |w|^tau), ncm (nearest class mean)",
                             choices=("none", "retrain", "lws", "tau_norm", "ncm")),
@@ -202,8 +207,8 @@ CORE: dict[str, Option] = {
                               range=Range(1, 10**8)),
     "DETERMINISTIC": Option(False, "on a GPU, only deterministic algorithms (slower); a CPU run always is"),
     "CUDNN.BENCHMARK": Option(True, "let cuDNN try its algorithms and take the fastest"),
-    "PARALLEL.MODE": Option("ddp", "several processes: ddp, each with the whole model, or fsdp, which shares parameters, "
-                            "gradients and the optimiser's state out among them (FSDP2)", choices=("ddp", "fsdp")),
+    "PARALLEL.MODE": Option("ddp", "several processes: ddp, each with the whole model, or fsdp, which shards parameters, "
+                            "gradients and the optimiser's state among them (FSDP2)", choices=("ddp", "fsdp")),
     "PARALLEL.STATIC_GRAPH": Option(False, "ddp: every step uses the same parameters in the same order"),
     "RNG_SEED": Option(1, "the seed that order, augmentation, initial weights and dropout are functions of", range=SEED),
     # --- where it runs

@@ -15,7 +15,7 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pycls.config.options import Option
-from pycls.config.yaml_lines import Located
+from pycls.config.yaml_lines import ConfigValue
 from pycls.errors import InputError
 from pycls.ranges import complaint, range_of
 
@@ -138,7 +138,7 @@ def argument_docs(component: Any) -> dict[str, str]:
 
 
 def summary_of(component: Any) -> str:
-    """The first paragraph of the docstring, in one line; empty for none of its own."""
+    """The first paragraph of the docstring, in one line; empty where it has none itself."""
     own = component.__doc__
     return " ".join(inspect.cleandoc(own).partition("\n\n")[0].split()) if own else ""
 
@@ -173,11 +173,11 @@ def _list_name(kind: Any) -> str:
 
 
 def default_of(option: Option) -> Any:
-    """A default of one's own: a list in a signature is shared by all."""
+    """A copy of the default: a list in a signature is shared by all calls."""
     return copy.deepcopy(option.default)
 
 
-def convert(given: Located, option: Option, key: str) -> Any:
+def convert(given: ConfigValue, option: Option, key: str) -> Any:
     """The value of an option: of one of its types, one of its choices, within its range.
 
     An int is taken for a float, ``1e-3`` for the number that YAML 1.1 does not see in it, unquoted ``on`` for the
@@ -187,7 +187,7 @@ def convert(given: Located, option: Option, key: str) -> Any:
         InputError: naming the place, what was expected and what was found.
     """
     start = given.at(key)
-    value = _fit_any(given, option)
+    value = option.aliases[given.value] if _is_alias(given, option) else _fit_any(given, option)
     if value is REQUIRED or (option.choices and not _is_choice(value, option.choices)):
         raise InputError(f"{start}: expected {_expectation(option)}, found {found(given)}{_hint(given, option)}")
     if wrong := complaint(value, option.range):
@@ -195,19 +195,23 @@ def convert(given: Located, option: Option, key: str) -> Any:
     return value
 
 
-def found(given: Located) -> str:
+def found(given: ConfigValue) -> str:
     """What was found, with its type where that is not plain to see."""
     value = given.plain()
     return repr(value) if isinstance(value, list | dict | NoneType) else f"{value!r} ({type(value).__name__})"
+
+
+def _is_alias(given: ConfigValue, option: Option) -> bool:
+    return isinstance(given.value, str) and given.value in option.aliases
 
 
 def _is_choice(value: Any, choices: tuple[Any, ...]) -> bool:
     return any(value == choice and type(value) is type(choice) for choice in choices)
 
 
-def _hint(given: Located, option: Option) -> str:
+def _hint(given: ConfigValue, option: Option) -> str:
     if option.choices and isinstance(given.value, str):
-        words = [choice for choice in option.choices if isinstance(choice, str)]
+        words = [choice for choice in (*option.choices, *option.aliases) if isinstance(choice, str)]
         close = difflib.get_close_matches(given.value.lower(), words, n=1, cutoff=0.5)
         return f"; did you mean {close[0]!r}?" if close else ""
     if not option.choices and str in kinds_of(option) and not isinstance(given.value, list | dict | NoneType | str):
@@ -215,7 +219,7 @@ def _hint(given: Located, option: Option) -> str:
     return ""
 
 
-def _fit_any(given: Located, option: Option) -> Any:
+def _fit_any(given: ConfigValue, option: Option) -> Any:
     """The value as the first of the option's types that it fits, or REQUIRED for none."""
     if given.text is not None and given.text in option.choices and not _is_choice(given.value, option.choices):
         return given.text
@@ -227,7 +231,7 @@ def _fit_any(given: Located, option: Option) -> Any:
     return REQUIRED
 
 
-def _fit(given: Located, kind: Any) -> Any:
+def _fit(given: ConfigValue, kind: Any) -> Any:
     value = given.value
     if get_origin(kind) in (list, tuple) or kind in (list, tuple):
         return _fit_list(given, get_origin(kind) or kind, get_args(kind))
@@ -245,7 +249,7 @@ def _fit(given: Located, kind: Any) -> Any:
     return value if type(value) is kind else REQUIRED
 
 
-def _fit_float(given: Located) -> Any:
+def _fit_float(given: ConfigValue) -> Any:
     value = given.value
     if isinstance(value, str) and value == given.text and NUMBER.match(value):
         return float(value)
@@ -254,7 +258,7 @@ def _fit_float(given: Located) -> Any:
     return float(value) if type(value) in (int, float) and not math.isnan(value) else REQUIRED
 
 
-def _fit_list(given: Located, sequence: type, items: tuple[Any, ...]) -> Any:
+def _fit_list(given: ConfigValue, sequence: type, items: tuple[Any, ...]) -> Any:
     """A list or tuple of items; ``tuple[int, ...]`` has any length, ``tuple[int, int]`` its own."""
     if not isinstance(given.value, list):
         return REQUIRED

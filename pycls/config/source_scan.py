@@ -15,7 +15,7 @@ from pycls.registry import Registry
 
 
 @dataclass(frozen=True)
-class Outline:
+class ScannedComponent:
     """A component as its source declares it.
 
     Attributes:
@@ -39,32 +39,32 @@ def section_of(component: Any, name: str) -> str:
 
 def sections(registry: Registry) -> dict[str, list[str]]:
     """Section -> names of the components that have it."""
-    declared = _outlines(registry)
+    declared = _scan(registry)
     found: dict[str, list[str]] = {}
     for name in registry.names():
         if name in declared:
             section = declared[name].section or section_name(name)
         else:
-            section = section_of(registry.get(name), name)  # an outsider's, imported already
+            section = section_of(registry.get(name), name)  # registered by a user's module, which is imported already
         found.setdefault(section, []).append(name)
     return found
 
 
 def argument_names(registry: Registry, name: str) -> tuple[str, ...]:
-    """The arguments of a built-in component's constructor as far as its own source shows them; () for an outsider's."""
-    outline = _outlines(registry).get(name)
-    return outline.arguments if outline else ()
+    """The arguments of a built-in component's constructor as far as its source shows them; () for another component."""
+    scanned = _scan(registry).get(name)
+    return scanned.arguments if scanned else ()
 
 
 @cache
-def _outlines(registry: Registry) -> dict[str, Outline]:
+def _scan(registry: Registry) -> dict[str, ScannedComponent]:
     folder = Path(__file__).parents[1].joinpath(*registry.package.split(".")[1:])
     found = {}
     for path in sorted(folder.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         if f"@{registry.variable}.register" in text:
             for node in ast.parse(text).body:
-                found.update({name: _outline(node) for name in _registered_names(node, registry)})
+                found.update({name: _scan_node(node) for name in _registered_names(node, registry)})
     return found
 
 
@@ -75,7 +75,7 @@ def _registered_names(node: ast.stmt, registry: Registry) -> Iterator[str]:
                 yield ast.literal_eval(call.args[0])
 
 
-def _outline(node: ast.stmt) -> Outline:
+def _scan_node(node: ast.stmt) -> ScannedComponent:
     section, function = None, node
     if isinstance(node, ast.ClassDef):
         for item in node.body:
@@ -86,6 +86,6 @@ def _outline(node: ast.stmt) -> Outline:
                 if [ast.unparse(target) for target in targets] == ["section"]:
                     section = ast.literal_eval(item.value)
     if not isinstance(function, ast.FunctionDef):
-        return Outline(section, ())
+        return ScannedComponent(section, ())
     arguments = (*function.args.args, *function.args.kwonlyargs)
-    return Outline(section, tuple(argument.arg for argument in arguments if argument.arg != "self"))
+    return ScannedComponent(section, tuple(argument.arg for argument in arguments if argument.arg != "self"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pycls.config.options import CORE
 from pycls.config.unknown_keys import Given
-from pycls.config.yaml_lines import Located
+from pycls.config.yaml_lines import ConfigValue
 from pycls.errors import InputError
 
 SECTION = "STAGE2."
@@ -18,7 +18,7 @@ SECTION = "STAGE2."
 MAY_DIFFER = ("HEAD.*", "OPTIM.*", "TRAIN.SAMPLER", "TRAIN.SAMPLES_PER_CLASS", "TRAIN.REPEAT_THRESHOLD", "TRAIN.BATCH_SIZE",
               "TRAIN.ACCUM_STEPS", "TRAIN.EVAL_PERIOD", "TRAIN.LABEL_SMOOTHING", "TRAIN.MIXUP_ALPHA",
               "TRAIN.CUTMIX_ALPHA")  # fmt: skip
-"""Options, and patterns of them, that the second stage may have of its own."""
+"""Options, and patterns of them, that the second stage may have otherwise than the first."""
 
 UNTRAINED = ("tau_norm", "ncm")
 """Methods that take no step."""
@@ -35,11 +35,11 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class _InSecondStage(Located):
+class _InSecondStage(ConfigValue):
     """A value that was written below STAGE2."""
 
-    def at(self, key: str) -> str:
-        return super().at(f"{SECTION}{key}")
+    def shown(self, key: str) -> str:
+        return super().shown(f"{SECTION}{key}")
 
 
 def split(given: Given) -> tuple[Given, Given]:
@@ -50,18 +50,18 @@ def split(given: Given) -> tuple[Given, Given]:
     """
     whole: Given = {}
     second: Given = {}
-    for key, located in given.items():
+    for key, entry in given.items():
         if not key.startswith(SECTION) or key in CORE:
-            whole[key] = located
+            whole[key] = entry
             continue
         own = key.removeprefix(SECTION)
-        if own in ("HEAD", "OPTIM", "TRAIN") and located.value in (None, {}):
+        if own in ("HEAD", "OPTIM", "TRAIN") and entry.value in (None, {}):
             continue
         if not any(fnmatch.fnmatchcase(own, pattern) for pattern in MAY_DIFFER):
             names = [known.removeprefix(SECTION) for known in CORE if known.startswith(SECTION)]
-            raise InputError(f"{located.at(key)} is no option of the second stage, which has {', '.join(names)}, and of the "
-                             f"first stage's options {', '.join(MAY_DIFFER)}")  # fmt: skip
-        second[own] = _InSecondStage(located.value, located.where, located.text)
+            raise InputError(f"{entry.unknown(key, 'the second stage')}, which has {', '.join(names)}, and of the first "
+                             f"stage's options {', '.join(MAY_DIFFER)}")  # fmt: skip
+        second[own] = _InSecondStage(entry.value, entry.where, entry.text)
     return whole, second
 
 
@@ -71,11 +71,11 @@ def given_of(whole: Given, second: Given, method: str) -> Given:
     Raises:
         InputError: an option that the method leaves no choice in, or that comes without a second stage.
     """
-    for key, located in second.items():
+    for key, entry in second.items():
         if method == "none" or method in UNTRAINED or (method in HEADS and key.startswith("HEAD.")):
-            raise InputError(f"{located.at(key)} has no effect: STAGE2.METHOD is {method}")
+            raise InputError(f"{entry.at(key)} has no effect: STAGE2.METHOD is {method}")
     fixed = HEADS.get(method, {}) | ({"OPTIM.MAX_EPOCH": 0} if method in UNTRAINED else {})
-    own = second | {key: Located(value, "STAGE2.METHOD") for key, value in fixed.items()}
+    own = second | {key: ConfigValue(value, "STAGE2.METHOD") for key, value in fixed.items()}
     new_head = any(key.startswith("HEAD.") for key in own)
-    return {key: located for key, located in whole.items()
+    return {key: entry for key, entry in whole.items()
             if not key.startswith(SECTION) and not (new_head and key.startswith("HEAD"))} | own  # fmt: skip

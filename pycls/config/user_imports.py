@@ -1,4 +1,4 @@
-"""Other people's modules (``IMPORTS:``): found beside the YAML, on ``sys.path`` or in the current directory."""
+"""The user's modules (``IMPORTS:``): found beside the YAML, on ``sys.path`` or in the current directory."""
 
 import importlib
 import importlib.machinery
@@ -109,6 +109,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {text}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    outside = [frame for frame in frames if frame.filename != __file__]
-    place = f" ({outside[-1].filename}:{outside[-1].lineno})" if outside else ""
+    user_frames = [frame for frame in frames if frame.filename != __file__]
+    place = f" ({user_frames[-1].filename}:{user_frames[-1].lineno})" if user_frames else ""
     return f"{type(error).__name__}: {text}{place}"

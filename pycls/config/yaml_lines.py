@@ -21,20 +21,20 @@ PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass(frozen=True)
-class Located:
+class ConfigValue:
     """A value and the place it was written.
 
     Attributes:
-        value: a scalar, ``list[Located]`` or ``dict[str, Located]``.
+        value: a scalar, ``list[ConfigValue]`` or ``dict[str, ConfigValue]``.
         where: ``configs/a.yaml:12`` for a line of a file, ``override`` for the command line.
         text: a scalar as written, if it was not quoted; YAML reads ``1e-3`` and ``on`` otherwise than people do.
-        spelled: the option's name as written, if it has another name here (:mod:`pycls.config.aliases`).
+        alias: the option's name as written, if it has another name here (:mod:`pycls.config.aliases`).
     """
 
     value: Any
     where: str
     text: str | None = None
-    spelled: str = ""
+    alias: str = ""
 
     @property
     def is_override(self) -> bool:
@@ -49,11 +49,20 @@ class Located:
 
     def at(self, key: str) -> str:
         """The start of a message about the option ``key`` given here."""
-        name = f"{self.spelled} (here {key})" if self.spelled else key
+        name = self.shown(key)
         return f"override {name}" if self.is_override else f"{self.where}: {name}"
 
+    def unknown(self, key: str, owner: str = "") -> str:
+        """The start of a message about ``key``, given here, that is no option (of ``owner``, such as "the head 'arcface'")."""
+        message = f"unknown option {self.shown(key)}" + (f" of {owner}" if owner else "")
+        return f"{message} (override)" if self.is_override else f"{self.where}: {message}"
 
-def read_file(path: str) -> dict[str, Located]:
+    def shown(self, key: str) -> str:
+        """The option ``key`` as the user knows it."""
+        return f"{self.alias} (here {key})" if self.alias else key
+
+
+def read_file(path: str) -> dict[str, ConfigValue]:
     """The sections and options of a YAML file. Raises :class:`InputError` for a file that is none, or holds none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -66,7 +75,7 @@ def read_file(path: str) -> dict[str, Located]:
     return read_text(text, path)
 
 
-def read_text(text: str, path: str) -> dict[str, Located]:
+def read_text(text: str, path: str) -> dict[str, ConfigValue]:
     """The sections and options of a file's text. Raises :class:`InputError` as :func:`read_file` does."""
     root = _compose(text, path)
     if root is None or root.value is None:
@@ -83,17 +92,17 @@ def _similar_file(path: Path) -> str:
     return f"; did you mean {folder / (close[0] + path.suffix)}?" if close else ""
 
 
-def _kind(located: Located) -> str:
-    return "a list" if isinstance(located.value, list) else repr(located.value)
+def _kind(entry: ConfigValue) -> str:
+    return "a list" if isinstance(entry.value, list) else repr(entry.value)
 
 
-def _compose(text: str, path: str) -> Located | None:
+def _compose(text: str, path: str) -> ConfigValue | None:
     """The document as a tree; ``path`` "" stands for the command line."""
     loader: Any = None
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        return None if node is None else _locate(node, loader, path, ())
+        return None if node is None else _parse_node(node, loader, path, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
@@ -110,7 +119,7 @@ def _compose(text: str, path: str) -> Located | None:
             loader.dispose()
 
 
-def _locate(node: yaml.Node, loader: Any, path: str, above: tuple[yaml.Node, ...]) -> Located:
+def _parse_node(node: yaml.Node, loader: Any, path: str, above: tuple[yaml.Node, ...]) -> ConfigValue:
     where = f"{path}:{node.start_mark.line + 1}" if path else "override"
     if node in above:
         raise InputError(f"{where}: this value contains itself")
@@ -118,15 +127,15 @@ def _locate(node: yaml.Node, loader: Any, path: str, above: tuple[yaml.Node, ...
     if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN_TAGS:
         raise InputError(f"{where}: a configuration has no values of the kind {node.tag}")
     if isinstance(node, yaml.MappingNode):
-        return Located(_locate_mapping(node, loader, path, above), where)
+        return ConfigValue(_parse_mapping(node, loader, path, above), where)
     if isinstance(node, yaml.SequenceNode):
-        return Located([_locate(item, loader, path, above) for item in node.value], where)
+        return ConfigValue([_parse_node(item, loader, path, above) for item in node.value], where)
     assert isinstance(node, yaml.ScalarNode), node
     quoted = node.style is not None
-    return Located(loader.construct_object(node), where, None if quoted else node.value)
+    return ConfigValue(loader.construct_object(node), where, None if quoted else node.value)
 
 
-def _locate_mapping(node: yaml.MappingNode, loader: Any, path: str, above: tuple[yaml.Node, ...]) -> dict[str, Located]:
+def _parse_mapping(node: yaml.MappingNode, loader: Any, path: str, above: tuple[yaml.Node, ...]) -> dict[str, ConfigValue]:
     first: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
@@ -136,16 +145,16 @@ def _locate_mapping(node: yaml.MappingNode, loader: Any, path: str, above: tuple
             raise InputError(f"{path}:{line}: {key.value} is given twice, first in line {first[key.value]}")
         first[key.value] = line
     loader.flatten_mapping(node)  # puts what a merge (<<) brings first, so that own keys win
-    located: dict[str, Located] = {}
+    entries: dict[str, ConfigValue] = {}
     for key, value in node.value:
-        item = _locate(value, loader, path, above)
+        item = _parse_node(value, loader, path, above)
         # a section's or an option's line is its key's; that of an item of a list is its own
         where = f"{path}:{key.start_mark.line + 1}" if path else item.where
-        located[key.value] = Located(item.value, where, item.text)
-    return located
+        entries[key.value] = ConfigValue(item.value, where, item.text)
+    return entries
 
 
-def read_overrides(words: Sequence[str]) -> Iterator[tuple[str, Located]]:
+def read_overrides(words: Sequence[str]) -> Iterator[tuple[str, ConfigValue]]:
     """``KEY VALUE`` pairs and ``KEY=VALUE`` words, in order. Raises :class:`InputError` for a word that is neither."""
     rest = iter(words)
     for word in rest:
@@ -162,17 +171,17 @@ def read_overrides(words: Sequence[str]) -> Iterator[tuple[str, Located]]:
         yield key, _read_value(text)
 
 
-def _read_value(text: str) -> Located:
+def _read_value(text: str) -> ConfigValue:
     """One word of the command line as YAML reads it, or Python where YAML sees mere text, as in yacs."""
     try:
-        located = _compose(text, "")
+        entry = _compose(text, "")
     except InputError:
-        located = None
-    if located is None or (isinstance(located.value, dict) and not text.lstrip().startswith("{")):
-        return Located(text, "override", text)
-    if located.text is None:
-        return located
-    value = located.value
+        entry = None
+    if entry is None or (isinstance(entry.value, dict) and not text.lstrip().startswith("{")):
+        return ConfigValue(text, "override", text)
+    if entry.text is None:
+        return entry
+    value = entry.value
     if isinstance(value, str):
         try:
             value = ast.literal_eval(text.strip())
@@ -181,15 +190,15 @@ def _read_value(text: str) -> Located:
     return _wrap(value, text)
 
 
-def _wrap(value: Any, text: str | None = None) -> Located:
+def _wrap(value: Any, text: str | None = None) -> ConfigValue:
     if isinstance(value, list | tuple):
-        return Located([_wrap(item) for item in value], "override")
+        return ConfigValue([_wrap(item) for item in value], "override")
     if isinstance(value, dict):
-        return Located({str(key): _wrap(item) for key, item in value.items()}, "override")
-    return Located(value, "override", text)
+        return ConfigValue({str(key): _wrap(item) for key, item in value.items()}, "override")
+    return ConfigValue(value, "override", text)
 
 
-def put(tree: dict[str, Located], key: str, given: Located) -> None:
+def put(tree: dict[str, ConfigValue], key: str, given: ConfigValue) -> None:
     """Write an override into the tree; a mapping is merged into what is there, anything else takes its place."""
     head, _, tail = key.partition(".")
     there = tree.get(head)
@@ -202,12 +211,12 @@ def put(tree: dict[str, Located], key: str, given: Located) -> None:
     else:
         tree[head] = given
         return
-    tree[head] = Located(below, there.where if there is not None else given.where)
+    tree[head] = ConfigValue(below, there.where if there is not None else given.where)
 
 
-def leaves(tree: dict[str, Located], above: str = "") -> dict[str, Located]:
+def leaves(tree: dict[str, ConfigValue], above: str = "") -> dict[str, ConfigValue]:
     """Dotted key -> value of everything that is not a mapping with something in it."""
-    flat: dict[str, Located] = {}
+    flat: dict[str, ConfigValue] = {}
     for name, item in tree.items():
         if isinstance(item.value, dict) and item.value:
             flat.update(leaves(item.value, f"{above}{name}."))

@@ -44,10 +44,10 @@ class Settings:
         hflip: in training, whether half of the images are flipped left to right.
         augmentation: in training, what else is done.
         seed: of the augmentation.
-        num_workers: loading processes for images in files; 0 to load in this one.
+        num_workers: worker processes for images in files; 0 to load in this process.
         pin_memory: page-locked memory for the copy to a GPU.
-        native: whether the compiled JPEG cutter may be used.
-        decode_on_device: whether the device decodes JPEGs in files, not the loading processes.
+        native: whether the compiled JPEG decoder may be used.
+        decode_on_device: whether the device decodes JPEGs in files, not the worker processes.
         unreadable: what becomes of images that cannot be decoded; None to end with the first.
     """
 

@@ -99,7 +99,7 @@ class ArrayDataset(Dataset):
 
 @dataclass
 class FileDataset(Dataset, ABC):
-    """A data set whose images stay in files until they are needed. It is pickled to the loading processes."""
+    """A data set whose images stay in files until they are needed. It is pickled to the worker processes."""
 
     @abstractmethod
     def load(self, index: int) -> np.ndarray:
@@ -117,7 +117,7 @@ class FileDataset(Dataset, ABC):
 
 @dataclass
 class EncodedDataset(FileDataset, ABC):
-    """A :class:`FileDataset` of encoded images (JPEG, PNG, ...), 3 channels: of these only what a cut needs is decoded."""
+    """A :class:`FileDataset` of encoded images (JPEG, PNG, ...), 3 channels: of these only what a crop needs is decoded."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -171,7 +171,7 @@ def check_split(split: str, name: str) -> None:
         raise InputError(f"{name} has no split {split!r}; there are: train, val, trainval, test")
 
 
-def with_classes(dataset: AnyDataset, names: Sequence[str], whose: str, by_position: bool = False) -> tuple[AnyDataset, str]:
+def remap_labels(dataset: AnyDataset, names: Sequence[str], whose: str, by_position: bool = False) -> tuple[AnyDataset, str]:
     """The data set, its labels numbered as the classes ``names`` are, which may be more than its own. It is changed.
 
     Args:

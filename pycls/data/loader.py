@@ -59,10 +59,10 @@ class TrainLoader:
         im_sizes: ``(epoch, side)`` pairs, ascending: another side from that epoch (0-based) on.
         augmentation: what is done beside cutting and flipping; None for nothing.
         repeats: showings of a sample in a row, each augmented in its own way, of as many fewer samples.
-        num_workers: loading processes for images in files.
+        num_workers: worker processes for images in files.
         pin_memory: page-locked memory for images in files on their way to a GPU.
-        native: whether the compiled JPEG cutter may be used, where there is one.
-        decode_on_device: whether the device decodes JPEGs in files, not the loading processes.
+        native: whether the compiled JPEG decoder may be used, where there is one.
+        decode_on_device: whether the device decodes JPEGs in files, not the worker processes.
         unreadable: account of the images that cannot be read; None to end with the first.
     """
 
@@ -127,7 +127,7 @@ class TrainLoader:
 
     @property
     def decodes_on_device(self) -> bool:
-        """Whether the device decodes JPEGs, and not loading processes."""
+        """Whether the device decodes JPEGs, and not worker processes."""
         return self._source.decodes_on_device
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -161,10 +161,10 @@ class EvalLoader:
         im_size: side of an image in a batch; 0 for the data set's own.
         resize: (short) side that an image is resized to before its centre of ``im_size`` is cut out. 0: images in files
             by the usual 256 to 224, images in memory to ``im_size`` and nothing cut.
-        num_workers: loading processes for images in files.
+        num_workers: worker processes for images in files.
         pin_memory: page-locked memory for images in files on their way to a GPU.
-        native: whether the compiled JPEG cutter may be used, where there is one.
-        decode_on_device: whether the device decodes JPEGs in files, not the loading processes.
+        native: whether the compiled JPEG decoder may be used, where there is one.
+        decode_on_device: whether the device decodes JPEGs in files, not the worker processes.
         unreadable: account of the images that cannot be read; None to end with the first.
     """
 

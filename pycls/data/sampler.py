@@ -85,7 +85,7 @@ class _ByClass(Sampler):
 
 
 class ClassAwareSampler(_ByClass):
-    """Cycles through the classes, shuffled anew in each round, and shows some images of each (Shen et al., ECCV 2016).
+    """Cycles through the classes, shuffled again in each round, and shows some images of each (Shen et al., ECCV 2016).
 
     Within a class all images are shown before any is shown again. An epoch has as many draws as the largest class has
     images, for every class.

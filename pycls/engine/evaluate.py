@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pycls.engine.checkpoint.sharded import in_step, is_sharded
 from pycls.engine.meters import ranks_of_targets
 from pycls.engine.predictions import Predictions
-from pycls.engine.views import Views
+from pycls.engine.tta import TestTimeAugmentation
 from pycls.runtime.distributed import all_reduce_sum
 
 MOST_CONFUSED = 4096
@@ -104,7 +104,7 @@ def _ranking(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[Any], evaluation: Evaluation, views: Views | None = None,
+    model: nn.Module, batches: Iterable[Any], evaluation: Evaluation, views: TestTimeAugmentation | None = None,
     predictions: Predictions | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Runs a model in evaluation mode over this process's batches (images, labels, ids); sums over processes.
@@ -116,7 +116,7 @@ def evaluate(
         views: of each image; None for the image alone.
         predictions: what keeps them, or None.
     """
-    views = views or Views()
+    views = views or TestTimeAugmentation()
     model.eval()
     if is_sharded(model):
         assert views.count == 1 and predictions is None, "logits of sharded classes are nowhere whole"
@@ -126,7 +126,7 @@ def evaluate(
                 evaluation.update(output.logits, labels, output.loss, getattr(output, "ranking", None))
     else:
         for images, labels, ids in batches:
-            logits, loss = views.look(model, images, labels)
+            logits, loss = views.predict(model, images, labels)
             evaluation.update(logits, labels, loss)
             if predictions is not None:
                 predictions.update(logits, labels, ids)

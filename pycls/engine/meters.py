@@ -107,7 +107,7 @@ class TrainMeter:
                 "counts": self.counts.cpu()}  # fmt: skip
 
     def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Continues from the sums that the processes had, by rank; other processes than then share them anew."""
+        """Continues from the sums of the processes, by rank; if their number has changed, rank 0 continues the sums of all."""
         self.reset()
         state = states[rank] if len(states) == world_size else _all_to_first(states, rank)
         self.sums = {name: float(value) for name, value in state["sums"].items()}

@@ -9,22 +9,22 @@ from torch import Tensor
 SCORES = ("max_softmax", "energy", "nearest_prototype")
 
 
-def known_scores(logits: Tensor, measure: Tensor) -> dict[str, Tensor]:
+def known_scores(logits: Tensor, similarity: Tensor) -> dict[str, Tensor]:
     """A number a sample, higher for what looks like a known class, by name.
 
     ``max_softmax``: the largest probability (Hendrycks and Gimpel, ICLR 2017). ``energy``: log-sum-exp of the logits, the
     negative free energy (Liu et al., NeurIPS 2020). ``nearest_prototype``: minus the squared distance, or the cosine, to the
-    nearest prototype, as the head's similarity measures it.
+    nearest prototype, as the head's similarity is defined.
 
     Args:
         logits: [N, K].
-        measure: [N, K], growing with similarity (see :func:`similarity_to_prototypes`).
+        similarity: [N, K], see :func:`similarity_to_prototypes`.
     """
     logits = logits.float()
     return {
         "max_softmax": logits.softmax(dim=1).amax(dim=1),
         "energy": logits.logsumexp(dim=1),
-        "nearest_prototype": measure.amax(dim=1),
+        "nearest_prototype": similarity.amax(dim=1),
     }
 
 
@@ -69,7 +69,7 @@ def score_all(model: Any, batches: Iterable[Any]) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def judge(known: dict[str, Tensor], unknown: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """``{score: {"auroc": .., "fpr95": ..}}``, each 0..1."""
+def separation(known: dict[str, Tensor], unknown: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """How well each score separates known from unknown samples: ``{score: {"auroc": .., "fpr95": ..}}``, each 0..1."""
     return {name: {"auroc": auroc(known[name], unknown[name]), "fpr95": fpr_at_95(known[name], unknown[name])}
             for name in known}  # fmt: skip

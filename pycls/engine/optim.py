@@ -119,7 +119,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """``sgd``, ``adam`` or ``adamw`` in its fused form where the device has one, else the foreach form.
 
-    Parameters shared out by FSDP2 have the foreach form; beside others, which do not mix with them, the plain one.
+    Parameters sharded by FSDP2 have the foreach form; beside others, which do not mix with them, the plain one.
     """
     groups = list(groups)
     parameters = [p for g in groups for p in g["params"]]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The training loop: one screen of straight code, and the state that decides how it goes on."""
+"""The training loop, and the state from which it continues."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ from pycls.engine.checkpoint.checkpoints import (
     model_state,
     optimizer_state,
 )
-from pycls.engine.checkpoint.sharded import clip_gradients, first_of_all, is_sharded, without_reduction
+from pycls.engine.checkpoint.sharded import clip_gradients, first_found, is_sharded, without_reduction
 from pycls.engine.ema import Ema
 from pycls.engine.finite import first_bad_step
 from pycls.engine.meters import TrainMeter
@@ -26,7 +26,7 @@ from pycls.engine.optim import Schedule, set_lr
 from pycls.errors import RunError
 from pycls.report.reporter import Reporter
 from pycls.runtime.distributed import Ranks, barrier, broadcast_buffers, gather_objects, largest
-from pycls.runtime.rank_timer import Pace
+from pycls.runtime.rank_timer import RankTimer
 from pycls.runtime.signals import StopSignal, exit_code_of
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Stopped(Exception):
 
 @dataclass
 class Settings:
-    """What the loop needs to know beside its objects; the names are the options'."""
+    """The loop's numbers; the names are the options'."""
 
     max_epoch: int
     seed: int
@@ -66,14 +66,14 @@ class Trainer:
 
     Attributes:
         model: the classifier itself; its state is what is saved.
-        network: what is called: the model (perhaps shared out by FSDP2), or its DDP wrapper.
+        network: what is called: the model (perhaps sharded by FSDP2), or its DDP wrapper.
         loader: ``epoch(e, start)`` yields (images, labels, ids); ``len()`` is the number of steps in an epoch.
         evaluate: model -> results with ``top1_err``, or None where nothing is evaluated in training.
         before_evaluation: called with the epoch (precise batch norm).
         choose_best: whether an evaluation may choose the best checkpoint (never on the test split).
         extra: further entries for the checkpoint (config, versions).
         sample_log: (step, ids) -> None, called with every batch, or None.
-        inspect: () -> numbers of the head, called once a log period, or None.
+        head_stats: () -> statistics of the head, called once a log period, or None.
     """
 
     model: Any
@@ -93,7 +93,7 @@ class Trainer:
     reporter: Reporter
     extra: dict[str, Any]
     sample_log: Callable[[int, Tensor], None] | None = None
-    inspect: Callable[[], dict[str, float]] | None = None
+    head_stats: Callable[[], dict[str, float]] | None = None
     epoch: int = 0
     start: int = 0
     best_error: float = math.inf
@@ -102,7 +102,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.meter = TrainMeter(self.device, self.settings.top_k)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.autocast is torch.float16)
-        self.pace = Pace(self.model, self.device, self.ranks, self.settings.log_period)
+        self.rank_timer = RankTimer(self.model, self.device, self.ranks, self.settings.log_period)
         self._recent_ids: list[Tensor] = []
 
     @property
@@ -130,10 +130,10 @@ class Trainer:
         settings, steps = self.settings, len(self.loader)
         self.network.train()
         self.model.set_epoch(self.epoch)
-        self.pace.begin()
+        self.rank_timer.begin_epoch()
         with self.reporter.begin_epoch(self.epoch, self.start):
             for images, labels, ids in self.loader.epoch(self.epoch, self.start):
-                self.pace.loaded()
+                self.rank_timer.batch_ready()
                 lr = self.schedule(self.epoch + self.start / steps)
                 set_lr(self.optimizer, lr)
                 seed_step(settings.seed, self.step, self.ranks.rank)
@@ -147,13 +147,13 @@ class Trainer:
                 if self.start % settings.log_period == 0 or self.start == steps:
                     stats = self._check_finite()
                     self.checkpoints.raise_error()
-                    seen = self.inspect() if self.inspect is not None else {}
-                    self.reporter.steps_done(self.epoch, self.start, lr, stats, seen, self.pace.read())
-                if self.pace.must_agree(self.start, steps):
+                    seen = self.head_stats() if self.head_stats is not None else {}
+                    self.reporter.steps_done(self.epoch, self.start, lr, stats, seen, self.rank_timer.read())
+                if self.rank_timer.must_agree(self.start, steps):
                     self._stop_if_asked(stop)
                 if settings.checkpoint_steps and self.start % settings.checkpoint_steps == 0 and self.start < steps:
                     self.save()
-                self.pace.asks()
+                self.rank_timer.step_done()
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         """Forward, backward, step: one global batch."""
@@ -202,7 +202,7 @@ class Trainer:
         if reason:
             self.save()
             self.checkpoints.wait()
-            barrier()  # nobody leaves before rank 0 has written: some launchers then end those who are left
+            barrier()  # no process exits before rank 0 has written: some launchers then end the others
             logger.info("asked to stop: saved a checkpoint after step %d of epoch %d; the same command continues",
                         self.start, self.epoch + 1)  # fmt: skip
             raise Stopped(exit_code_of(reason))
@@ -238,7 +238,7 @@ class Trainer:
     # --- state
 
     def save(self, best: bool = False) -> None:
-        """Saves everything that decides the future; it is written in the background. All processes call it.
+        """Saves everything that decides how training goes on; it is written in the background. All processes call it.
 
         Raises:
             RunError: a loss or a weight is not finite, or the disk refused the last one. Older checkpoints are intact.
@@ -255,18 +255,18 @@ class Trainer:
 
     def _check_weights(self, bad: str | None) -> None:
         """All processes call it with the place of a weight that is not finite, or None."""
-        bad = first_of_all(bad)
+        bad = first_found(bad)
         if bad is not None:
             lr = self.schedule((self.step - 1) / len(self.loader))
             raise RunError(f"the weights {bad.removeprefix('model/')} are not finite after step {self.step - 1}, learning rate "
                            f"{lr:.4g}; they were not saved")  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the future, and of what the processes share out this one's parts; all call it."""
+        """Everything that decides how training goes on, of what is sharded this process's shard; all processes call it."""
         return {
-            "model": model_state(self.model, "in parts"),
-            "ema": model_state(self.ema.model, "in parts") if self.ema is not None else None,
-            "optimizer": optimizer_state(self.model, self.optimizer, "in parts"),
+            "model": model_state(self.model, "sharded"),
+            "ema": model_state(self.ema.model, "sharded") if self.ema is not None else None,
+            "optimizer": optimizer_state(self.model, self.optimizer, "sharded"),
             "scaler": self.scaler.state_dict(),
             "meter": gather_objects(self.meter.state_dict()),
             "epoch": self.epoch,

@@ -23,7 +23,7 @@ class ClassTensors:
     undeclared: list[str]
 
     def moved(self, own: dict[str, Tensor], given: dict[str, Tensor], places: list[int | None]) -> dict[str, Tensor]:
-        """The head's state with the classes of ``given`` in the places of its own.
+        """The head's state with the classes of ``given`` in place of its own classes.
 
         Args:
             own: the head's state, of K classes; what has no counterpart keeps the values in it.
@@ -41,7 +41,7 @@ class ClassTensors:
 
 
 def class_tensors(head: nn.Module) -> ClassTensors | None:
-    """What the parts of a head say of its tensors, which are all here and not shared out; None for a head without parts."""
+    """What the parts of a head say of its tensors, which are all here and not sharded; None for a head without parts."""
     if not isinstance(head, Head):
         return None
     learned: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""What a user of a head wants to be told: that a scale or margin cannot work, and how features and prototypes lie.
+"""Diagnostics of a head: warnings of a scale or margin that cannot work, and statistics of features and prototypes.
 
-Both look at a batch or at the head's numbers, away from the training step: at the start, and once a log period.
+They use the head's options or a batch, outside of the training step: at the start, and once a log period.
 """
 
 import logging
@@ -28,8 +28,8 @@ REACHABLE = 0.9
 """A head should be able to give its target at least this probability, margin included."""
 
 
-def at_start(head: Head) -> list[str]:
-    """Warnings that follow from the head's numbers alone, each a line for the log."""
+def static_warnings(head: Head) -> list[str]:
+    """Warnings that follow from the head's options and sizes alone, each a line for the log."""
     similarity = head.similarity
     if not isinstance(similarity, Cosine) or similarity.scaling.learning != "fixed":
         return []
@@ -88,8 +88,8 @@ def best_probability(scale: float, classes: int, dim: int, shift: float) -> floa
 
 
 @torch.no_grad()
-def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """How a batch lies to the prototypes: 0-dim tensors on the batch's device, to be read when it suits.
+def head_stats(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Angles and norms of a batch and the prototypes, and margin violations: 0-dim tensors on the batch's device.
 
     ``angle_own`` and ``angle_nearest`` (degrees, to the own and to the nearest other class's prototype, means),
     ``feature_norm``, ``weight_norm`` (means), ``margin_violations`` (share of the samples whose target, margin included,
@@ -102,7 +102,7 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
         labels: integers [N]; samples without a target (-1) are left out.
 
     Returns:
-        Nothing at all of a batch without any target.
+        Statistic -> value; empty for a batch without any target.
     """
     similarity = head.similarity
     labels = targets_of(checked_labels(labels, features), features, similarity.num_classes)[0][:, 0]
@@ -132,9 +132,9 @@ def telemetry(head: Head, features: Tensor, labels: Tensor) -> dict[str, Tensor]
     scale = similarity.logit_scale()
     plain, target = transformed(scores.score[0], scale, step.transform), moved_logit(step, scores.score[0], scale, *score_map)
     assert scores.logits is not None, "nothing was asked to be reduced"
-    rivals = scores.logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
-    found["margin_violations"] = (target <= rivals).float().mean()
-    found["errors_without_margin"] = (plain <= rivals).float().mean()
+    max_other_logit = scores.logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    found["margin_violations"] = (target <= max_other_logit).float().mean()
+    found["errors_without_margin"] = (plain <= max_other_logit).float().mean()
     own_scale = getattr(similarity, "scale", None)
     if isinstance(own_scale, Tensor):
         found["scale"] = own_scale.detach().float()
@@ -149,8 +149,8 @@ def _degrees(cos: Tensor) -> Tensor:
     return torch.rad2deg(cos.clamp(-1, 1).acos()).mean()
 
 
-class Watch:
-    """Remembers the last batch a head trained on, and tells of it when asked: no forward pass of its own.
+class HeadMonitor:
+    """Keeps the last training batch of a head for :func:`head_stats`; adds no forward pass.
 
     Args:
         head: the head.
@@ -159,32 +159,32 @@ class Watch:
 
     def __init__(self, head: Head, samples: int = 64) -> None:
         self._head, self._samples = head, samples
-        self._seen: tuple[Tensor, Tensor] | None = None
-        self._told: set[str] = set()
-        head.register_forward_pre_hook(self._remember)
+        self._batch: tuple[Tensor, Tensor] | None = None
+        self._warned: set[str] = set()
+        head.register_forward_pre_hook(self._keep)
 
-    def _remember(self, head: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _keep(self, head: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         if head.training and len(inputs) > 1 and inputs[1] is not None:
             labels = inputs[1] if isinstance(inputs[1], Tensor) else inputs[1][0]
-            self._seen = inputs[0].detach(), labels
+            self._batch = inputs[0].detach(), labels
 
     def read(self) -> dict[str, float]:
-        """:func:`telemetry` of that batch, after the optimiser's step; waits for the device. Warns of what it shows, once."""
-        if self._seen is None:
+        """:func:`head_stats` of that batch with the present weights; waits for the device. Each warning is logged once."""
+        if self._batch is None:
             return {}
-        found = telemetry(self._head, *(seen[: self._samples] for seen in self._seen))
+        found = head_stats(self._head, *(tensor[: self._samples] for tensor in self._batch))
         if not found:
             return {}
         numbers = dict(zip(found, torch.stack([v.float() for v in found.values()]).tolist(), strict=True))
-        for kind, warning in on_the_way(numbers).items():
-            if kind not in self._told:
+        for kind, warning in stat_warnings(numbers).items():
+            if kind not in self._warned:
                 logger.warning(warning)
-            self._told.add(kind)
+            self._warned.add(kind)
         return numbers
 
 
-def on_the_way(numbers: dict[str, float]) -> dict[str, str]:
-    """Warnings that follow from :func:`telemetry`'s numbers: kind -> a line for the log."""
+def stat_warnings(numbers: dict[str, float]) -> dict[str, str]:
+    """Warnings that follow from :func:`head_stats`: kind -> a line for the log."""
     warnings = {}
     if numbers.get("underflow", 0.0) > 0.5:
         warnings["underflow"] = (

@@ -9,7 +9,7 @@ from torch import nn
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
 from pycls.models.zoo_names import ARCHITECTURES
-from pycls.registry import HEADS, MODELS, closest
+from pycls.registry import HEADS, MODELS, suggestions
 
 IMAGENET_CLASSES = 1000
 
@@ -94,7 +94,7 @@ def _architecture(
     if name in MODELS:
         return name, num_classes, options
     if name not in ARCHITECTURES:
-        raise InputError(f"there is no model named {name!r}{closest(name, list_models())}")
+        raise InputError(f"there is no model named {name!r}{suggestions(name, list_models())}")
     known = ARCHITECTURES[name]
     options = {"image_size": known.image_size, **known.options, **options}
     return known.backbone, IMAGENET_CLASSES if num_classes is None else num_classes, options
@@ -129,7 +129,7 @@ def named_model(name: str, pretrained: bool | str = False, num_classes: int = IM
         InputError: if there is no such architecture.
     """
     if name not in ARCHITECTURES:
-        raise InputError(f"there is no architecture named {name!r}{closest(name, ARCHITECTURES)}")
+        raise InputError(f"there is no architecture named {name!r}{suggestions(name, ARCHITECTURES)}")
     return create_model(name, num_classes, pretrained=pretrained, **options)
 
 

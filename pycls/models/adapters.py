@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pycls.errors import InputError, RunError
 from pycls.models.layers.blocks import check_images
-from pycls.registry import MODELS, closest
+from pycls.registry import MODELS, suggestions
 
 
 @MODELS.register("timm")
@@ -111,12 +111,12 @@ def _import(module: str) -> Any:
 def _no_such(package: str, name: str, known: list[str]) -> str:
     if not name:
         return f"{package.upper()}.NAME must be given: the model, such as {known[0]}"
-    return f"{package} has no model named {name!r}{closest(name, known) if len(known) < 100 else _closest_few(name, known)}"
+    return f"{package} has no model named {name!r}{suggestions(name, known) if len(known) < 100 else _few(name, known)}"
 
 
-def _closest_few(name: str, known: list[str]) -> str:
+def _few(name: str, known: list[str]) -> str:
     """The nearest of very many names; never all of them."""
-    message = closest(name, known)
+    message = suggestions(name, known)
     return message if message.startswith("; did") else f"; it has {len(known)}, such as {known[0]} and {known[-1]}"
 
 

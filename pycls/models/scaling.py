@@ -30,7 +30,7 @@ class Factors(NamedTuple):
 def scaling_factors(kind: str, scale: float) -> Factors:
     """Factors for ``scale`` times the multiply-adds, which go with ``depth width^2 side^2``.
 
-    ``scale`` is shared out in proportion to the axes' weights e: ``depth = scale^(e_d / S)``, ``width = scale^(e_w / 2S)``,
+    ``scale`` is divided in proportion to the axes' weights e: ``depth = scale^(e_d / S)``, ``width = scale^(e_w / 2S)``,
     ``side = scale^(e_r / 2S)`` with ``S = e_d + e_w + e_r``. A group's width costs nothing where the others are scaled:
     ``group = scale^(e_g / 2S)``, equal to ``width`` for equal weights; alone it grows by ``scale``.
 
@@ -66,7 +66,7 @@ def scale_model(name: str, options: Mapping[str, Any], factors: Factors) -> tupl
 
     Args:
         name: anynet, regnet or effnet.
-        options: all of its own options, by argument name.
+        options: all of its options, by argument name.
         factors: by how much.
 
     Raises:

@@ -159,7 +159,7 @@ def _pycls(backbone: object) -> Callable[[str], str] | None:
 
 
 def _pycls_vit(name: str) -> str:
-    """pycls has PyTorch's module for attention, as ``block`` of its own."""
+    """pycls has PyTorch's module for attention, as its own ``block``."""
     name = _HEAD.sub(r"head.head_fc.\1", name)
     return re.sub(r"self_attention\.(?:attn_proj\.|(out_proj\.))", lambda m: f"self_attention.block.{m[1] or 'in_proj_'}", name)
 

@@ -1,4 +1,4 @@
-"""The tables of a test as CSV files, each whole or not at all."""
+"""The results of a test by class and by image, and the confusion matrix, as CSV files."""
 
 import csv
 import io

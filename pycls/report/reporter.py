@@ -1,4 +1,4 @@
-"""What a training says while it runs: a bar or plain lines for people, json_stats for programs, TensorBoard for both."""
+"""The output of a running training: a bar or plain lines for people, json_stats for programs, TensorBoard for both."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pycls.report.tensorboard import Board
+from pycls.report.tensorboard import TensorBoardLogger
 from pycls.runtime.log import log_json_stats
 from pycls.runtime.progress import Progress
 from pycls.runtime.rank_timer import Spread
@@ -20,17 +20,17 @@ LINE_PERIOD_S = 10.0
 
 
 WARNING_PERIOD_S = 300.0
-"""Seconds between two warnings of a process that holds the others up."""
+"""Seconds between two warnings of a straggler."""
 
 PERSISTS = 3
-"""Log periods in a row in which the same process must be slow for one."""
+"""Log periods in a row in which the same process must be the straggler before a warning."""
 
 
 class Reporter:
-    """The voice of a training; silent on all ranks but the first.
+    """Logs a training's progress; silent on all ranks but the first.
 
     Args:
-        board: where curves go.
+        tensorboard: where curves go.
         is_main: whether this is rank 0.
         max_epoch: epochs in all.
         steps: optimiser steps in an epoch.
@@ -38,8 +38,10 @@ class Reporter:
         split: what evaluations during training are on, ``val`` or ``test``.
     """
 
-    def __init__(self, board: Board, is_main: bool, max_epoch: int, steps: int, batch_size: int, split: str) -> None:
-        self.board, self.is_main, self.split = board, is_main, split
+    def __init__(
+        self, tensorboard: TensorBoardLogger, is_main: bool, max_epoch: int, steps: int, batch_size: int, split: str
+    ) -> None:
+        self.tensorboard, self.is_main, self.split = tensorboard, is_main, split
         self.max_epoch, self.steps, self.batch_size = max_epoch, steps, batch_size
         self._rate = 0.0
         self._ticks = self._last_line = time.perf_counter()
@@ -75,20 +77,20 @@ class Reporter:
             self._compare(place, spread, now)
         curves = {**{f"train/{name}": value for name, value in stats.items()}, "train/lr": lr,
                   "train/img_per_s": self._rate, **{f"head/{name}": value for name, value in head.items()}}  # fmt: skip
-        self.board.scalars(epoch * self.steps + start, curves)
+        self.tensorboard.scalars(epoch * self.steps + start, curves)
         if not self._progress.enabled and now - self._last_line > LINE_PERIOD_S and start < self.steps:
             self._last_line = now
-            logger.info("epoch %s, step %s: loss %.4g, train error %.2f %%, %.0f img/s, %s left", place["epoch"],
+            logger.info("epoch %s, step %s: train loss %.4g, top-1 error %.2f %%, %.0f img/s, %s left", place["epoch"],
                         place["iter"], stats["loss"], stats["top1_err"], self._rate, duration(left))  # fmt: skip
 
     def _compare(self, place: Mapping[str, str], spread: Spread, now: float) -> None:
-        """Tell programs how evenly the processes work, and people if one of them holds the others up, now and then."""
+        """Logs the processes' own times, and warns now and then of a straggler."""
         log_json_stats({**place, **asdict(spread)}, "own_time")
-        self._slow.append(spread.rank if spread.straggles else None)
+        self._slow.append(spread.rank if spread.is_straggler else None)
         if list(self._slow) == [spread.rank] * PERSISTS and now - self._last_warning > WARNING_PERIOD_S:
             self._last_warning = now
-            logger.warning("rank %d on %s holds the others up: it needs %.3g s a step for its batch and forward pass, the "
-                           "median %.3g s", spread.rank, spread.host, spread.slowest, spread.middle)  # fmt: skip
+            logger.warning("rank %d (%s) is a straggler: %.3g s/step for its batch and forward pass, median %.3g", spread.rank,
+                           spread.host, spread.slowest, spread.middle)  # fmt: skip
 
     def end_epoch(self, row: Mapping[str, Any]) -> None:
         """A row of the history is complete."""
@@ -96,19 +98,19 @@ class Reporter:
             return
         epoch, train = row["epoch"], row["train"]
         log_json_stats({"epoch": epoch, **train}, "train_epoch")
-        words = [f"train loss {train['loss']:.4g}, error {train['top1_err']:.2f} %"]
+        words = [f"train loss {train['loss']:.4g}, top-1 error {train['top1_err']:.2f} %"]
         for name, kind in (("model", self.split), ("ema", f"{self.split}_ema")):
             if name in row:
                 log_json_stats({"epoch": epoch, **row[name]}, f"{kind}_epoch")
-                self.board.scalars(epoch * self.steps, {f"{kind}/{key}": value for key, value in row[name].items()})
+                self.tensorboard.scalars(epoch * self.steps, {f"{kind}/{key}": value for key, value in row[name].items()})
                 what = self.split if name == "model" else "moving average"
-                words.append(f"{what} error {row[name]['top1_err']:.2f} %")
+                words.append(f"{what} top-1 error {row[name]['top1_err']:.2f} %")
         self._last_line = time.perf_counter()
-        pace = f"; {self._rate:,.0f} img/s" if self._rate else ""
-        if pace and epoch < self.max_epoch:
-            pace += f", {duration(self._seconds_left(epoch, 0))} left"
+        speed = f"; {self._rate:,.0f} img/s" if self._rate else ""
+        if speed and epoch < self.max_epoch:
+            speed += f", {duration(self._seconds_left(epoch, 0))} left"
         best = " (best)" if row.get("best") else ""
-        logger.info("epoch %d/%d: %s%s%s", epoch, self.max_epoch, ", ".join(words), best, pace)
+        logger.info("epoch %d/%d: %s%s%s", epoch, self.max_epoch, ", ".join(words), best, speed)
 
     def _seconds_left(self, epoch: int, start: int) -> float:
         return ((self.max_epoch - epoch) * self.steps - start) * self.batch_size / self._rate

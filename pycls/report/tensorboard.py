@@ -8,7 +8,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-class Board:
+class TensorBoardLogger:
     """Writes event files; without the package, or when the disk is full, one log line and nothing more.
 
     Args:
@@ -33,7 +33,7 @@ class Board:
                 self._writer = _open(self.log_dir, self.purge_step)
             from tensorboard.compat.proto.summary_pb2 import Summary
 
-            # one event for all: a step of a small net is short, and an event a curve would be felt in it
+            # one event for all: an event a curve would slow down the short steps of a small net
             points = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
             self._writer.add_summary(Summary(value=points), step)
         except ImportError:
@@ -50,7 +50,7 @@ class Board:
                 self._give_up(str(error))
             self._writer = None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "TensorBoardLogger":
         return self
 
     def __exit__(self, *_: object) -> None:

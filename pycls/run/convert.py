@@ -20,7 +20,7 @@ from pycls.models import create_model
 from pycls.models.classifier import Classifier
 from pycls.models.weight_names import FORMS, Form, first_convolution, from_ours, guess_form, names, to_ours, turn_colours
 from pycls.models.zoo_names import ARCHITECTURES
-from pycls.registry import closest
+from pycls.registry import suggestions
 from pycls.runtime import pipe
 from pycls.runtime.files import atomic_write
 from pycls.runtime.log import setup_logging
@@ -98,7 +98,7 @@ def _builder(arch: str, cfg_file: str | None, overrides: list[str]) -> Builder:
         if cfg_file or overrides:
             raise InputError("give --arch, or --cfg and options, not both")
         if arch not in ARCHITECTURES:
-            raise InputError(f"--arch: there is no architecture named {arch!r}{closest(arch, ARCHITECTURES)}")
+            raise InputError(f"--arch: there is no architecture named {arch!r}{suggestions(arch, ARCHITECTURES)}")
         return lambda channels, classes: _without_storage(lambda: create_model(arch, classes, in_channels=channels))
     if not cfg_file and not overrides:
         raise InputError("whose weights are these? Give --arch NAME, or --cfg FILE and options such as MODEL.TYPE resnet")

@@ -1,4 +1,4 @@
-"""A model on the test data: numbers for result.json or test.json, and tables for a spreadsheet."""
+"""A model on the test data: results for result.json or test.json, and CSV files."""
 
 import logging
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def assess(
     loader = build.build_eval_loader(cfg, *test_set, device, ranks, whole=True)
     evaluation = Evaluation(classes, cfg.TEST.TOP_K, device)
     predictions = Predictions(evaluation.top_k) if cfg.TEST.TABLES else None
-    numbers = evaluate(model, loader, evaluation, build.build_views(cfg, test_set[0]), predictions)
+    numbers = evaluate(model, loader, evaluation, build.build_test_time_augmentation(cfg, test_set[0]), predictions)
     rows = predictions.gather() if predictions is not None else None
     if ranks.is_main:
         numbers["groups"] = by_training_size(numbers, counts) if counts is not None else None
@@ -67,12 +67,12 @@ def _open_set(
     """How well the known classes' test images are told from those of TEST.OPEN_SET; None if none is asked for."""
     if not cfg.TEST.OPEN_SET:
         return None
-    inside = open_set.score_all(model, build.build_eval_loader(cfg, *known, device, Ranks()))
-    outside = open_set.score_all(model, build.build_unknown_loader(cfg, known[0], device))
-    return {"data_set": cfg.TEST.OPEN_SET, "scores": open_set.judge(inside, outside)}
+    known_scores = open_set.score_all(model, build.build_eval_loader(cfg, *known, device, Ranks()))
+    unknown_scores = open_set.score_all(model, build.build_unknown_loader(cfg, known[0], device))
+    return {"data_set": cfg.TEST.OPEN_SET, "scores": open_set.separation(known_scores, unknown_scores)}
 
 
-def write_tables(
+def write_csv(
     folder: Path, prefix: str, found: Assessment, dataset: build.Dataset, names: Sequence[str], counts: Sequence[int] | None
 ) -> list[str]:
     """Classes, confusion and predictions as CSV files, if predictions were kept. Returns their names."""

@@ -1,4 +1,4 @@
-"""Before a mode's story begins: whose folder it is, how many processes, on which device, and which run to go on with."""
+"""What every mode does first: locks the folder, joins the processes, chooses the device, and finds the run to continue."""
 
 import contextlib
 import json

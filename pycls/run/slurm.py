@@ -141,7 +141,7 @@ def submit(cfg: CfgNode, mode: str, wait: bool, command: Callable[[Sequence[str]
         else:
             print(f"the job goes on; `scancel {job.job_id}` ends it", file=sys.stderr)
         return 130
-    return _judge(job, *state)
+    return _outcome(job, *state)
 
 
 def _is_done(cfg: CfgNode, mode: str) -> bool:
@@ -267,7 +267,7 @@ def _slurm_state(job: Any) -> State | None:
     return state, int(fields.get("ExitCode", "0:0").split(":")[0])
 
 
-def _judge(job: Any, state: str, code: int) -> int:
+def _outcome(job: Any, state: str, code: int) -> int:
     """The exit code of a job that is over; its first cause as an error."""
     if state == "COMPLETED" or (state == _FORGOTTEN and job.paths.result_pickle.exists()):
         return 0

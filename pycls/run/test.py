@@ -29,7 +29,7 @@ def test(cfg: CfgNode) -> int:
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(last, dataset.channels, build.image_size(cfg, dataset), classes)
         zoo.load_into(model, weights)
-        build.share_out(cfg, model, ranks)
+        build.shard_model(cfg, model, ranks)
         model = build.place(cfg, model, device)
         counts = weights.about.get("class_counts")
         if counts is not None and len(counts) != classes:
@@ -37,7 +37,7 @@ def test(cfg: CfgNode) -> int:
                              f"of the model's {classes} classes")  # fmt: skip
         found = evaluation.assess(cfg, model, classes, (dataset, split), counts, device, ranks)
         if ranks.is_main:
-            evaluation.write_tables(make_out_dir(cfg.OUT_DIR), "test", found, dataset, dataset.class_names, counts)
+            evaluation.write_csv(make_out_dir(cfg.OUT_DIR), "test", found, dataset, dataset.class_names, counts)
             result = {"test": found.numbers, "test_set": dataset.name, "test_split": split, "weights": weights.source,
                       "epoch": weights.about.get("epoch"), "class_names": list(dataset.class_names)}  # fmt: skip
             evaluation.report(cfg, "test.json", result, summary.table(result))

@@ -56,15 +56,15 @@ def is_finished(cfg: CfgNode, out_dir: Path) -> bool:
 def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> None:
     """Everything is built, and so checked, before the first byte is written to OUT_DIR."""
     setup_logging(None, ranks.rank)
-    dataset, drawn = build.build_training_set(cfg)
-    cfg = config.with_value(cfg, "DATA.HASH", drawn.sha256 if drawn is not None else "")
+    dataset, subset = build.build_training_set(cfg)
+    cfg = config.with_value(cfg, "DATA.HASH", subset.sha256 if subset is not None else "")
     tested_on, test_split = build.build_test_set(cfg)
     build.refuse_own_test_set(cfg, dataset, tested_on, test_split)
     other = cfg.TRAIN.DATASET if cfg.TEST.DATASET not in ("", cfg.TRAIN.DATASET) else ""
     test_set = build.match_classes(cfg, tested_on, dataset.class_names, dataset.name, other), test_split
     classes = build.num_classes(cfg, dataset)
     build.check_num_classes(test_set[0].labels, classes, test_set[0].name)
-    build.build_views(cfg, test_set[0])  # what is wrong or missing is to be known now
+    build.build_test_time_augmentation(cfg, test_set[0])  # what is wrong or missing is to be known now
     if cfg.TEST.OPEN_SET:
         build.build_unknown_loader(cfg, test_set[0], device)
     run = RunContext(cfg, dataset, classes, device, ranks)
@@ -73,9 +73,9 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     trainer = trainers.make_trainer(run, model, config.dump(cfg))
     setup_logging(out_dir, ranks.rank)
     trainers.resume(cfg, trainer)
-    if ranks.is_main and drawn is not None:
-        atomic_write(out_dir / "training_set.npz", drawn.write)
-        logger.info(drawn.describe())
+    if ranks.is_main and subset is not None:
+        atomic_write(out_dir / "training_set.npz", subset.write)
+        logger.info(subset.describe())
     if ranks.is_main:
         atomic_write(out_dir / setup.CONFIG_FILE, lambda file: file.write(config.dump(cfg).encode()))
     trainers.announce(run, trainer)
@@ -85,22 +85,22 @@ def _train(cfg: CfgNode, out_dir: Path, device: torch.device, ranks: Ranks) -> N
     if cfg.STAGE2.METHOD != "none":
         first = _first_stage(cfg, trainer, test_set)
         weights = {name: value.cpu().clone() for name, value in model_state(trainer.model).items()}
-        trainer.reporter.board.close()
-        del trainer, model  # room for the next one's
+        trainer.reporter.tensorboard.close()
+        del trainer, model  # frees memory for the next one's
         trainer = _second_stage(run, weights)
     _finish(run, out_dir, trainer, test_set, first)
-    trainer.reporter.board.close()
+    trainer.reporter.tensorboard.close()
 
 
 def _first_stage(cfg: CfgNode, trainer: Trainer, test_set: tuple[build.Dataset, str]) -> dict[str, Any]:
     """What there is to tell of it; its model has the chosen weights now."""
     result, _ = _tested(cfg, trainer, test_set)
-    logger.info("the first stage is over: %s test error %.2f %%", test_set[0].name, result["test"]["top1_err"])
+    logger.info("the first stage is over: %s test top-1 error %.2f %%", test_set[0].name, result["test"]["top1_err"])
     return result
 
 
 def _second_stage(run: RunContext, weights: dict[str, torch.Tensor]) -> Trainer:
-    """Trains, or continues, the second stage, whose files are in a folder of its own."""
+    """Trains, or continues, the second stage, whose files are in their own folder."""
     later = run.last_stage()
     make_out_dir(later.cfg.OUT_DIR)
     trainer = trainers.make_trainer(later, trainers.second_model(run, weights), config.dump(run.cfg))
@@ -136,8 +136,8 @@ def _finish(
     about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "class_counts": counts,
              "top1_err": tested["top1_err"], "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
     save_weights(out_dir / "model.safetensors", weights, about)
-    drawn = _draw(run, out_dir, trainer, weights, test_set)
-    drawn += evaluation.write_tables(out_dir, "result", found, test_set[0], dataset.class_names, counts)
+    written = _draw(run, out_dir, trainer, weights, test_set)
+    written += evaluation.write_csv(out_dir, "result", found, test_set[0], dataset.class_names, counts)
     unreadable = build.count_unreadable(cfg)
     for part, count in unreadable.items():
         logger.warning("%d images of %s could not be read; %s names them", count, part, build.unreadable_record(cfg))
@@ -148,18 +148,18 @@ def _finish(
     }  # fmt: skip
     summary.write(out_dir / RESULT, result)
     logger.info("\n%s\n", summary.table(result))
-    logger.info("in %s: %s", out_dir, ", ".join(["model.safetensors", RESULT, *drawn]))
+    logger.info("in %s: %s", out_dir, ", ".join(["model.safetensors", RESULT, *written]))
 
 
 def _draw(
     run: RunContext, out_dir: Path, trainer: Trainer, weights: dict[str, torch.Tensor], test_set: tuple[build.Dataset, str]
 ) -> list[str]:
     """Draws the curves, and the features where they have two dimensions. Returns the names of the files."""
-    cfg, drawn = run.cfg, []
+    cfg, written = run.cfg, []
     if trainer.history:
         title = f"{run.title} on {cfg.TRAIN.DATASET}"
         plots.draw_curves(out_dir / "curves.png", trainer.history, title, cfg.TRAIN.EVAL_SPLIT)
-        drawn.append("curves.png")
+        written.append("curves.png")
     head = trainer.model.head
     if trainer.model.backbone.feature_dim == 2 and isinstance(head, Head) and not is_sharded(trainer.model.backbone):
         everything = build.build_eval_loader(cfg, *test_set, run.device, Ranks())
@@ -167,5 +167,5 @@ def _draw(
         prototypes = weights["head.similarity.weight"].cpu() if head.similarity.domain == "distance" else None
         title = f"{run.title}, features of {test_set[0].name}"
         plots.draw_features(out_dir / "features.png", features, labels, prototypes, list(test_set[0].class_names), title)
-        drawn.append("features.png")
-    return drawn
+        written.append("features.png")
+    return written

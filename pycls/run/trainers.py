@@ -21,7 +21,7 @@ from pycls.errors import InputError, RunError
 from pycls.heads.head import Head
 from pycls.models.classifier import Classifier
 from pycls.report.reporter import Reporter
-from pycls.report.tensorboard import Board
+from pycls.report.tensorboard import TensorBoardLogger
 from pycls.run import setup
 from pycls.run.context import RunContext
 from pycls.runtime.devices import has_fast_bf16
@@ -35,7 +35,7 @@ def first_model(run: RunContext) -> Classifier:
     if cfg.TRAIN.WEIGHTS:
         zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True, class_names=run.dataset.class_names,
                       data=cfg.TRAIN.DATASET)  # fmt: skip
-    build.share_out(cfg, model, run.ranks)
+    build.shard_model(cfg, model, run.ranks)
     return build.place(cfg, model, run.device)
 
 
@@ -68,20 +68,20 @@ def make_trainer(run: RunContext, model: Classifier, written: str) -> Trainer:
         loader=loader,
         ema=build.build_ema(cfg, model),
         mix=build.build_mix(cfg, ranks),
-        evaluate=build.build_judge(cfg, classes, device, ranks),
+        evaluate=build.build_evaluator(cfg, classes, device, ranks),
         before_evaluation=before_evaluation,
         choose_best=cfg.TRAIN.EVAL_SPLIT == "val",
         checkpoints=setup.checkpoints(cfg),
         settings=build.build_settings(cfg, classes, ranks),
         device=device,
         ranks=ranks,
-        reporter=Reporter(Board(out_dir / "tensorboard", cfg.TENSORBOARD and ranks.is_main), ranks.is_main,
+        reporter=Reporter(TensorBoardLogger(out_dir / "tensorboard", cfg.TENSORBOARD and ranks.is_main), ranks.is_main,
                           cfg.OPTIM.MAX_EPOCH, len(loader), cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_SPLIT),
         extra={"config": written, "versions": {"pycls": pycls.__version__, "torch": torch.__version__},
                "class_names": list(dataset.class_names),
                "class_counts": build.class_counts(dataset.labels, classes).tolist()},
         sample_log=_sample_log(out_dir, ranks.rank) if cfg.LOG_SAMPLES else None,
-        inspect=build.build_inspector(model) if ranks.is_main else None,
+        head_stats=build.build_head_stats(model) if ranks.is_main else None,
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def resume(cfg: CfgNode, trainer: Trainer) -> None:
     if state is None:
         return
     trainer.load_state_dict(state, str(trainer.checkpoints.folder))
-    trainer.reporter.board.purge_step = trainer.step
+    trainer.reporter.tensorboard.purge_step = trainer.step
     logger.info("continuing from epoch %d, step %d of %d", trainer.epoch + 1, trainer.start, len(trainer.loader))
 
 

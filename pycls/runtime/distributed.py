@@ -17,7 +17,7 @@ from pycls.runtime.worker import RENDEZVOUS
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its fellows.
+    """This process among its peers.
 
     Attributes:
         rank: 0..world_size - 1, over all machines.

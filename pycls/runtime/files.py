@@ -39,7 +39,7 @@ def make_out_dir(path: str | os.PathLike[str]) -> Path:
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Replace a file as a whole: whoever reads it, also after a power cut, finds the old content or the new.
+    """Replace a file as a whole: a reader, also after a power cut, finds the old content or the new.
 
     Args:
         path: the file; its folder exists.
@@ -171,7 +171,7 @@ class RunLock:
         return f"the output folder {self.out_dir} is in use by {holder}; wait for it, end it, or choose another OUT_DIR"
 
     def _forget(self) -> None:
-        """In a forked child, such as a loading process: the lock is the parent's and must end with it."""
+        """In a forked child, such as a worker process: the lock is the parent's and must end with it."""
         self.release()
 
 
@@ -179,7 +179,7 @@ class RunLock:
 def exclusive(path: str | os.PathLike[str], notice: str) -> Iterator[None]:
     """One process at a time, by the kernel's lock on a file that is made for this; the others wait.
 
-    The file is gone afterwards, unless the process was killed; what it leaves is in nobody's way.
+    The file is gone afterwards, unless the process was killed; a file that is left does no harm.
 
     Args:
         path: the file; its folder exists.
@@ -216,7 +216,7 @@ def _take(path: str | os.PathLike[str], notice: str) -> int:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 return fd
-        os.close(fd)  # who held it has removed it meanwhile: whoever comes next makes another file
+        os.close(fd)  # who held it has removed it meanwhile: the next process makes another file
 
 
 def _temporary(path: Path) -> Path:
@@ -225,7 +225,7 @@ def _temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file, open for writing, that is closed also when what is still buffered finds no room on the disk."""
+    """A new file, open for writing, that is closed also when what is still buffered does not fit on the disk."""
     file = open(path, "xb")  # noqa: SIM115
     try:
         yield file
@@ -255,7 +255,7 @@ def _os_error(error: BaseException) -> OSError | None:
 
 
 def reason_of(error: OSError, folder: Path) -> str:
-    """What the system says, with the room there is where that is the reason."""
+    """The system's message, with the free space where that is the reason."""
     reason = error.strerror or str(error)
     if error.errno in _OUT_OF_SPACE:
         with contextlib.suppress(OSError):

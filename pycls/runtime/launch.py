@@ -129,7 +129,7 @@ def _start(command: list[str], rank: int, num_procs: int, folder: Path) -> _Work
     }
     # All are on this machine: gloo need not look up its host name, which may not resolve where there is no network.
     env.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    # A session of its own, so that Ctrl-C at a terminal reaches a worker once, from here, and not twice.
+    # Its own session, so that Ctrl-C at a terminal reaches a worker once, from here, and not twice.
     process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
     return _Worker(rank, process, error_file)
 
@@ -227,6 +227,6 @@ def _end(exit_code: int | None, report: Report | None) -> str:
     if report is not None:
         return f"failed ({how}): {report.message}"
     if exit_code is None or exit_code >= 0:
-        return f"failed ({how}) without an error message of its own"
+        return f"failed ({how}) without an error message"
     hint = ", as the kernel does when memory runs out" if exit_code == -signal.SIGKILL else ""
     return f"was killed by {how}{hint}"

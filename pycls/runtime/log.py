@@ -103,7 +103,7 @@ class _Terminal(logging.Handler):
             return
         line = f"{self.prefix}{record.levelname.lower()}: {text}" if problem else f"{self.prefix}{text}"
         try:
-            tqdm = sys.modules.get("tqdm")  # if nobody has imported it, there is no bar to keep clear of
+            tqdm = sys.modules.get("tqdm")  # if it is not imported, there is no bar to keep clear of
             if tqdm is not None:
                 tqdm.tqdm.write(line, file=stream)
             else:

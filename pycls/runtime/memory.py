@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
 
     A training step on a CPU frees its activations and asks for as many bytes again a moment later. By default glibc gives
     them back to the system in between whenever the end of its heap is free, and takes large ones from the system anyway;
-    each page is then faulted in and zeroed anew, which costs a small net up to half of its step, in some steps and not in
+    each page is then faulted in and zeroed again, which costs a small net up to half of its step, in some steps and not in
     others. Told to neither trim nor map, it does not. The price: the process stays as large as it ever was.
     """
     if not sys.platform.startswith("linux"):

@@ -11,9 +11,9 @@ READER_GONE = 128 + signal.SIGPIPE
 
 
 def run(main: Callable[[], int]) -> int:
-    """The exit code of a command, which is :data:`READER_GONE`, without a word, where nobody reads its output any more.
+    """The exit code of a command, which is :data:`READER_GONE`, without a word, where its output is no longer read.
 
-    A broken pipe to anybody else stays the error that it is.
+    Any other broken pipe stays the error that it is.
     """
     code = 0
     try:

@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar with the values it is given, images (or bytes) per second and the time left; nothing where nobody watches.
+    """A bar with the values it is given, images (or bytes) per second and the time left; nothing where there is no terminal.
 
     Args:
-        total: images in all; 0 if nobody knows.
+        total: images in all; 0 if not known.
         description: what is going on, such as ``epoch 3/10``.
         enabled: whether to draw; None for whether standard error is a terminal. Rank 0 only, please.
         initial: images that were done before, in a resumed epoch.

@@ -1,4 +1,4 @@
-"""How fast the processes are: whether one holds the others up, and how often they can afford to agree on a stop.
+"""How fast each process is: which one is a straggler, and how often they can afford to agree on a stop.
 
 In a step all processes wait for the slowest, so the time of a step is the same in all of them. What tells them apart is
 the time that each needs for itself: to get its batch, and in the model's forward pass, which exchanges nothing.
@@ -18,11 +18,11 @@ from pycls.runtime.distributed import Ranks, gather_objects
 STOP_CHECK_S = 1.0
 """Seconds between two agreements on a stop, unless a step is longer or a log period shorter."""
 
-STRAGGLES = 1.5
-"""A process is slow if it needs so many times the median's own time ..."""
+STRAGGLER_RATIO = 1.5
+"""A process is a straggler if it needs this many times the median's own time ..."""
 
-STRAGGLES_S = 0.02
-"""... and so many seconds a step more: what a busy machine does to short steps is no news."""
+STRAGGLER_MIN_S = 0.02
+"""... and this many seconds a step more: other load on a machine varies short steps by as much."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Spread:
     host: str
 
     @property
-    def straggles(self) -> bool:
-        """Whether the slowest holds the others up."""
-        return self.slowest > STRAGGLES * self.middle and self.slowest - self.middle > STRAGGLES_S
+    def is_straggler(self) -> bool:
+        """Whether the slowest is so much slower than the median that the others wait for it."""
+        return self.slowest > STRAGGLER_RATIO * self.middle and self.slowest - self.middle > STRAGGLER_MIN_S
 
 
-class Pace:
-    """The clock of one process's training; in a run of one process it measures nothing.
+class RankTimer:
+    """Times the steps of this process; in a run of one process it does nothing.
 
     Args:
         model: the classifier, whose forward pass is timed in training mode (not DDP's, which exchanges buffers).
         device: where it computes; on a GPU its own clock is read, and only when :meth:`read` is called.
-        ranks: this process among its fellows.
+        ranks: this process among its peers.
         log_period: steps between two calls of :meth:`read`.
     """
 
@@ -69,18 +69,18 @@ class Pace:
             model.register_forward_pre_hook(lambda module, _: self._start() if module.training else None)
             model.register_forward_hook(lambda module, _, __: self._stop() if module.training else None)
 
-    def begin(self) -> None:
+    def begin_epoch(self) -> None:
         """An epoch begins: what came before it (an evaluation) is none of a step's time."""
         self._spans.clear()
         self._began, self._steps = time.perf_counter(), 0
         self._start()
 
-    def loaded(self) -> None:
+    def batch_ready(self) -> None:
         """This process has its batch: a step begins."""
         self._steps += 1
         self._stop()
 
-    def asks(self) -> None:
+    def step_done(self) -> None:
         """The step and what belongs to it, such as a checkpoint, is done: the next batch is asked for."""
         self._start()
 

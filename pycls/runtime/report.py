@@ -1,4 +1,4 @@
-"""Why a process ended, in words, and as a file that its launcher and its fellows read. Imports no torch."""
+"""Why a process ended, in words, and as a file that its launcher and its peers read. Imports no torch."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _IN_WORDS = (
     (r"(?:Connection (?:closed|reset) by peer|Read error) \[([^\]]+)\]", r"the process at \1 is gone"),
     (r"Connection (?:closed|reset)|Broken pipe|remote process exited|NCCL communicator was aborted",
      "another process is gone"),
-    (r"NCCL.*(?:invalid usage|Duplicate GPU)", "NCCL cannot be used so: each process needs a GPU of its own"),
+    (r"NCCL.*(?:invalid usage|Duplicate GPU)", "NCCL cannot be used so: each process needs its own GPU"),
     (r"NCCL.*unhandled system error", "NCCL failed in the network or in shared memory; NCCL_DEBUG=WARN shows which"),
     (r"NCCL.*unhandled cuda error", "a GPU failed; NCCL_DEBUG=WARN shows which call"),
 )  # fmt: skip
@@ -72,7 +72,7 @@ def read_report(path: Path) -> Report | None:
 
 
 def first_cause(reports: Iterable[Report]) -> Report | None:
-    """The earliest report of a trouble of one's own, else the earliest; None of none."""
+    """The earliest report of an error that no other process caused, else the earliest; None without reports."""
     return min(reports, key=lambda report: (report.lost_peer, report.time), default=None)
 
 

@@ -10,7 +10,7 @@ def adopt_task() -> None:
     """Set RANK, WORLD_SIZE and their like in a task of ``srun``, as torchrun would; what is set already stays.
 
     Nothing is done in a step of one task, in the batch script itself, or without SLURM: there SLURM_PROCID may be set,
-    but there is nobody to meet. MASTER_PORT is a function of the job and step, so that jobs on one machine do not race
+    but there are no peers to meet. MASTER_PORT is a function of the job and step, so that jobs on one machine do not race
     for it; ports that SLURM has reserved for the step (``srun --resv-ports``) go before.
 
     Raises:

@@ -1,7 +1,7 @@
 """Reads pickles of plain data and NumPy's numbers and arrays without running anything that is in them.
 
 A pickle is a program: it names functions and calls them. This reader imports nothing that a file names. It knows the
-handful of names that plain data is made of, answers each with a stand-in of its own, and refuses every other. NumPy's own
+handful of names that plain data is made of, answers each with a stand-in, and refuses every other. NumPy's own
 objects are not handed out either: the state of a ``numpy.dtype`` is trusted by NumPy, and a forged one can make it take
 the bytes of an array for pointers.
 """
@@ -122,7 +122,7 @@ class _Set(StandIn):
 
 
 class _Complex(StandIn):
-    """``complex``, which has no form of its own in a pickle."""
+    """``complex``, which has no own opcode in a pickle."""
 
     def __new__(cls, real: float, imaginary: float) -> Any:
         return complex(real, imaginary)

@@ -63,7 +63,7 @@ def die_with_parent() -> None:
 
 
 def report_error(error: BaseException) -> bool:
-    """Tell launcher and fellows why this process is about to end; whether a launcher will show it to the user.
+    """Tell launcher and peers why this process is about to end; whether a launcher will show it to the user.
 
     Where the answer is False (no launcher, torchrun, or a submitted job), the caller shows the error itself. Only the
     first report of a process counts. Nothing is raised: a report that cannot be written must not hide the error.
@@ -94,13 +94,13 @@ def leave(exit_code: int) -> NoReturn:
 
 
 def end_by(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """End the process, which is a worker, by an error that nobody caught: report it, show it, leave."""
+    """End the process, which is a worker, by an error that was not caught: report it, show it, leave."""
     if isinstance(error, KeyboardInterrupt):  # the user knows
         return
     text = "".join(traceback.format_exception(kind, error, trace))
     shown_by_launcher = report_error(error)
     if is_lost_peer(error):  # N - 1 tracebacks would bury the one that matters
-        text = "" if shown_by_launcher else f"lost another process: {one_line(error)}{_cause_among_fellows()}\n"
+        text = "" if shown_by_launcher else f"lost another process: {one_line(error)}{_cause_among_peers()}\n"
     # PyTorch wraps this hook once there is a process group, and puts a buffer in the place of sys.stderr meanwhile.
     stream = sys.__stderr__ or sys.stderr
     with contextlib.suppress(OSError, ValueError):
@@ -109,7 +109,7 @@ def end_by(kind: type[BaseException], error: BaseException, trace: TracebackType
     leave(1)
 
 
-def _cause_among_fellows() -> str:
+def _cause_among_peers() -> str:
     """What another process of a submitted job reports as its own trouble; empty if none does in time."""
     own = os.environ.get(ERROR_FILE)
     deadline = time.monotonic() + (_SETTLE_S if own else 0)

@@ -1,6 +1,6 @@
 """What there is: the entries of the JSON files beside this module, one file a publisher.
 
-A file says once what holds for all of its entries. Weights of one's own are one more entry, or one more file in ``FILES``.
+A file says once what holds for all of its entries. Your weights are one more entry, or one more file in ``FILES``.
 """
 
 import json
@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from pycls.errors import InputError
-from pycls.registry import closest
+from pycls.registry import suggestions
 
 Colours = Literal["RGB", "BGR"]
 COLOURS: tuple[Colours, ...] = ("RGB", "BGR")
@@ -94,6 +94,6 @@ def find(name: str) -> Entry:
         return known[name]
     own = [entry for entry in known.values() if entry.architecture == name]
     if not own:
-        hint = closest(name, known, "; tools/zoo.py list shows what it has")
+        hint = suggestions(name, known, "; tools/zoo.py list shows what it has")
         raise InputError(f"the Model Zoo has no weights {name!r}{hint}")
     return own[0]

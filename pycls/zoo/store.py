@@ -39,7 +39,7 @@ def fetch(url: str, sha256: str = "") -> Path:
         try:
             check(place)
         except (WrongContent, DamagedFile) as error:
-            raise RunError(f"{place} is not what was fetched: {error}; remove it to have it fetched anew") from None
+            raise RunError(f"{place} is not what was fetched: {error}; remove it to have it fetched again") from None
     else:
         download(url, place, check)
     if not pinned:

@@ -47,7 +47,7 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def run(script: str, *arguments: str) -> str:
-    """The same in a process of its own."""
+    """The same in a separate process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *arguments], capture_output=True, text=True,
                           env=environment, check=False, timeout=200)  # fmt: skip
@@ -207,7 +207,7 @@ def test_heads_step_of_a_million_classes() -> None:
 @pytest.mark.slow
 @linux
 def test_memory_of_classes_shared_out() -> None:
-    """Some 230 MB of prototypes, gradients and momentum are shared out; what every process has besides stays."""
+    """Some 230 MB of prototypes, gradients and momentum are sharded; what every process has besides stays."""
     text = run("class_parallel.py", "--classes", "150000", "--dim", "128", "--batch", "4", "--processes", "1", "2")
     one, two = (int(line.split("|")[2]) for line in text.splitlines()[2:])
     assert 90 <= one - two <= 140

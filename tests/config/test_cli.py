@@ -57,7 +57,7 @@ def test_modes_and_overrides(
         (["--cfg"], "error: argument --cfg: expected one argument (-h shows the usage)\n"),
         (
             ["--cfg", "a.yaml", "OPTIM.BASE_LRR", "1"],
-            "error: override OPTIM.BASE_LRR is no option; did you mean OPTIM.BASE_LR?\n",
+            "error: unknown option OPTIM.BASE_LRR (override); did you mean OPTIM.BASE_LR?\n",
         ),
         (["--cfg", "a.yaml", "OPTIM.BASE_LR", "1", "--mode", "test"], "error: override --mode: flags come before"),
         (["--help-options", "NOPE"], "error: --help-options: there is no section or option NOPE"),
@@ -154,4 +154,4 @@ assert code == {code}, code
 def test_the_tool_runs_from_anywhere(write: Write) -> None:
     write("OPTIM: {X: 1}\n")
     done = subprocess.run([sys.executable, str(TOOL), "--cfg", "a.yaml"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: a.yaml:1: OPTIM.X is no option\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: a.yaml:1: unknown option OPTIM.X\n")

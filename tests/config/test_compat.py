@@ -144,7 +144,7 @@ def test_a_loss_by_name(write: Write, base: str) -> None:
     [
         ("MEM:\n  RELU_INPLACE: True\n", "a.yaml:5: MEM.RELU_INPLACE has no effect here: "),
         ("MEM:\n", "a.yaml:4: MEM has no effect here: "),
-        ("FSDP: {ENABLED: True}", "a.yaml:4: FSDP.ENABLED has no effect here: PARALLEL.MODE fsdp shares a model out"),
+        ("FSDP: {ENABLED: True}", "a.yaml:4: FSDP.ENABLED has no effect here: PARALLEL.MODE fsdp shards a model"),
         ("PORT_RANGE: [1, 2]", "a.yaml:4: PORT_RANGE has no effect here: "),
         ("TRAIN.START_CHECKPOINT: x.pyth", "a.yaml:4: TRAIN.START_CHECKPOINT x.pyth is TRAIN.WEIGHTS x.pyth here"),
     ],
@@ -241,3 +241,19 @@ def test_notices_are_said_once_and_not_on_stdout(
     cli._notice("a.yaml:1: PORT has no effect here")
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err == ("notice: a.yaml:1: PORT has no effect here\n" if speaks else "")
+
+
+def test_second_names_of_options_and_values(write: Write) -> None:
+    """They mean the same, without a notice, and what is written has the first name."""
+    path = write("MODEL: {TYPE: fakenet}\nTRAIN: {DATASET: fakeset, SAMPLER: uniform}\nHEAD: {NAME: fakehead}\n"
+                 "DATA: {NOISE: {KIND: adjacent_classes, RATE: 0.1}}\n")  # fmt: skip
+    cfg, notices = load(path, "TEST.SAVE_CSV", "True", "MODEL.NUM_CLASSES", "10")
+    assert (cfg.TRAIN.SAMPLER, cfg.DATA.NOISE.KIND, cfg.TEST.TABLES, notices) == ("instance", "blocks", True, [])
+    dumped = write(config.dump(cfg))
+    assert config.load(dumped) == cfg == load(path, "TEST.TABLES", "True", "MODEL.NUM_CLASSES", "10")[0]
+    with pytest.raises(InputError, match=r"override TEST\.SAVE_CSV and override TEST\.TABLES are the same option"):
+        load(path, "TEST.SAVE_CSV", "True", "TEST.TABLES", "True")
+    with pytest.raises(InputError, match=r"override TEST\.SAVE_CSV \(here TEST\.TABLES\): expected True or False"):
+        load(path, "TEST.SAVE_CSV", "maybe")
+    assert "another name of blocks" in config.describe("DATA.NOISE.KIND")
+    assert "another name of TEST.TABLES" in config.describe("TEST.SAVE_CSV")

@@ -1,4 +1,4 @@
-"""The head: by name, by its parts, with a criterion of its own and with auxiliaries."""
+"""The head: by name, by its parts, with another criterion and with auxiliaries."""
 
 from collections.abc import Callable
 
@@ -90,9 +90,9 @@ HEAD:
         ("NAME: ''", "a.yaml:3: HEAD.NAME is empty: name a head ("),
         (
             "NAME: fakehead, SCAL: 3",
-            "a.yaml:3: HEAD.SCAL is no option of the head 'fakehead'; did you mean HEAD.SCALE?",
+            "a.yaml:3: unknown option HEAD.SCAL of the head 'fakehead'; did you mean HEAD.SCALE?",
         ),
-        ("NAME: fakehead, GAMMA: 3", "a.yaml:3: HEAD.GAMMA is no option of the head 'fakehead'; it has HEAD.NAME, "),
+        ("NAME: fakehead, GAMMA: 3", "a.yaml:3: unknown option HEAD.GAMMA of the head 'fakehead'; it has HEAD.NAME, "),
         ("NAME: fakehead, MARGIN: big", "a.yaml:3: HEAD.MARGIN: expected a number (float), found 'big' (str)"),
         (
             "NAME: fakehead, SIMILARITY: {NAME: fakesim}",
@@ -108,7 +108,7 @@ HEAD:
             "NAME: fakehead, SIMILARITY: {SCALE: 3}",
             "a.yaml:3: HEAD.SIMILARITY.SCALE has no effect: HEAD.NAME is fakehead",
         ),
-        ("NAME: fakehead, SIMILARITY: fakesim", "a.yaml:3: HEAD.SIMILARITY is no option of the head 'fakehead'"),
+        ("NAME: fakehead, SIMILARITY: fakesim", "a.yaml:3: unknown option HEAD.SIMILARITY of the head 'fakehead'"),
         (
             "NAME: fakehead, CRITERION: {FOCUS: 3}",
             "a.yaml:3: HEAD.CRITERION.FOCUS has no effect: HEAD.CRITERION.NAME is empty",
@@ -128,12 +128,12 @@ HEAD:
         ),
         (
             "SIMILARITY: {NAME: fakesim, SCAL: 3}",
-            "a.yaml:3: HEAD.SIMILARITY.SCAL is no option of the similarity 'fakesim'; did "
+            "a.yaml:3: unknown option HEAD.SIMILARITY.SCAL of the similarity 'fakesim'; did "
             "you mean HEAD.SIMILARITY.SCALE?",
         ),
         (
             "SIMILARITY: {NAME: fakesim}, SCALE: 3",
-            "a.yaml:3: HEAD.SCALE is no option; did you mean HEAD.SIMILARITY.SCALE?",
+            "a.yaml:3: unknown option HEAD.SCALE; did you mean HEAD.SIMILARITY.SCALE?",
         ),
         (
             "SIMILARITY: {NAME: fakesim}, MARGIN: {MARGIN: 3}",
@@ -159,7 +159,7 @@ def test_mistakes_in_a_head(write: Write, head: str, expected: str) -> None:
         ("WEIGHT: 3", "a.yaml:6: HEAD.AUXILIARIES[1]: expected a mapping with a NAME, such as {NAME: center}, found"),
         (
             "NAME: fakeaux\n    WEIHT: 3",
-            "a.yaml:7: HEAD.AUXILIARIES[1].WEIHT is no option of the auxiliary loss 'fakeaux', which "
+            "a.yaml:7: unknown option HEAD.AUXILIARIES[1].WEIHT of the auxiliary loss 'fakeaux', which "
             "has WEIGHT, VARIANT; did you mean WEIGHT?",
         ),
         (

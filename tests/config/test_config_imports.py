@@ -51,7 +51,7 @@ def test_a_dump_finds_it_in_another_process(write: Write) -> None:
     write(HEAD.format(name="outside", power=3), "exp/outside_heads.py")
     cfg = config.load(write(yaml_with("[outside_heads]"), "exp/a.yaml"))
     del sys.modules["outside_heads"], HEADS._entries["outside"]
-    config.import_outside(cfg)
+    config.import_user_modules(cfg)
     assert "outside" in HEADS
 
 
@@ -96,7 +96,7 @@ def test_an_imported_model_may_be_tuned(write: Write) -> None:
     path = write(yaml_with("[outside_heads]"), "exp/a.yaml")
     assert config.load(path, ["HEAD.POWER", "9"]).HEAD.POWER == 9
     with pytest.raises(
-        InputError, match=r"override HEAD\.POWR is no option of the head 'outside'; did you mean HEAD\.POWER\?"
+        InputError, match=r"unknown option HEAD\.POWR of the head 'outside' \(override\); did you mean HEAD\.POWER\?"
     ):
         config.load(path, ["HEAD.POWR", "9"])
 
@@ -128,5 +128,5 @@ def test_a_file_that_is_not_there(write: Write) -> None:
 
 def test_errors_in_core_options_come_before_imports(write: Write) -> None:
     write("raise SystemExit('imported')\n", "slow_heads.py")
-    with pytest.raises(InputError, match=r"OPTIM\.BASE_LRR is no option"):
+    with pytest.raises(InputError, match=r"unknown option OPTIM\.BASE_LRR"):
         config.load(write(yaml_with("[slow_heads]") + "OPTIM: {BASE_LRR: 1}\n"))

@@ -7,7 +7,7 @@ import pytest
 
 from pycls import config
 from pycls.config import options, schema
-from pycls.config.yaml_lines import Located
+from pycls.config.yaml_lines import ConfigValue
 from pycls.registry import CRITERIA, HEADS
 
 Write = Callable[..., str]
@@ -227,8 +227,8 @@ OUT_DIR: .
 
 def test_defaults_of_the_core_are_valid() -> None:
     for key, option in options.CORE.items():
-        given = Located(option.default, "here:1")
+        given = ConfigValue(option.default, "here:1")
         if isinstance(option.default, list):
-            given = Located([], "here:1")
+            given = ConfigValue([], "here:1")
         assert schema.convert(given, option, key) == option.default
         assert option.help and not Path(option.help).is_absolute()

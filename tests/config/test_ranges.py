@@ -9,7 +9,7 @@ import pytest
 
 from pycls.config import components, schema
 from pycls.config.options import CORE, Option
-from pycls.config.yaml_lines import Located
+from pycls.config.yaml_lines import ConfigValue
 from pycls.errors import InputError
 from pycls.ranges import LARGEST_INT, Range, complaint, in_range, range_of
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES
@@ -39,8 +39,8 @@ def numbers() -> dict[str, Option]:
     return {key: option for key, option in options.items() if not option.choices and kinds(option) & {int, float}}
 
 
-def located(value: Any) -> Located:
-    return Located([located(item) for item in value] if isinstance(value, list | tuple) else value, "f:1")
+def located(value: Any) -> ConfigValue:
+    return ConfigValue([located(item) for item in value] if isinstance(value, list | tuple) else value, "f:1")
 
 
 def around(option: Option) -> Iterator[tuple[float, bool]]:

@@ -6,7 +6,7 @@ import pytest
 
 from pycls.config import components, schema, source_scan
 from pycls.config.options import Option
-from pycls.config.yaml_lines import Located
+from pycls.config.yaml_lines import ConfigValue
 from pycls.errors import InputError
 from pycls.ranges import Range
 from pycls.registry import AUXILIARIES, CRITERIA, DATASETS, HEADS, MARGINS, MODELS, SIMILARITIES, Registry
@@ -99,12 +99,12 @@ def test_literals() -> None:
     assert options["B"].choices == ("x", None) and options["B"].types == (str, type(None))
     assert options["C"].choices == ()
     auto = options["C"]
-    assert schema.convert(Located("auto", "f:1", "auto"), auto, "C") == "auto"
-    assert schema.convert(Located(3, "f:1", "3"), auto, "C") == 3.0
+    assert schema.convert(ConfigValue("auto", "f:1", "auto"), auto, "C") == "auto"
+    assert schema.convert(ConfigValue(3, "f:1", "3"), auto, "C") == 3.0
     with pytest.raises(InputError, match=r"^f:1: C: expected a number \(float\) or 'auto', found 'manual' \(str\)$"):
-        schema.convert(Located("manual", "f:1", "manual"), auto, "C")
+        schema.convert(ConfigValue("manual", "f:1", "manual"), auto, "C")
     with pytest.raises(InputError, match=r"^f:1: A: expected one of 1, 2, found True"):
-        schema.convert(Located(True, "f:1", "true"), options["A"], "A")
+        schema.convert(ConfigValue(True, "f:1", "true"), options["A"], "A")
 
 
 @pytest.mark.parametrize("annotation", [dict, dict[str, int], object, "type[int]", list, list[dict], complex])
@@ -123,10 +123,10 @@ def test_no_annotation_and_no_default() -> None:
         schema.options_of(f)
 
 
-def yaml(value: object, text: str | None = None) -> Located:
+def yaml(value: object, text: str | None = None) -> ConfigValue:
     if isinstance(value, list):
-        return Located([yaml(item) for item in value], "f:1")
-    return Located(value, "f:1", str(value) if text is None else text)
+        return ConfigValue([yaml(item) for item in value], "f:1")
+    return ConfigValue(value, "f:1", str(value) if text is None else text)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def yaml(value: object, text: str | None = None) -> Located:
         ((list[int | None],), yaml([1, None]), [1, None]),
         ((tuple[int, ...],), yaml([1, 2, 3]), (1, 2, 3)),
         ((tuple[int, str],), yaml([1, "a"]), (1, "a")),
-        ((str,), Located(12, "override", "12"), "12"),
-        ((float, str), Located(12, "override", "12"), 12.0),
+        ((str,), ConfigValue(12, "override", "12"), "12"),
+        ((float, str), ConfigValue(12, "override", "12"), 12.0),
     ],
 )
-def test_convert(kinds: tuple[type, ...], given: Located, value: object) -> None:
+def test_convert(kinds: tuple[type, ...], given: ConfigValue, value: object) -> None:
     found = schema.convert(given, Option(None, "", types=kinds), "KEY")
     assert found == value and type(found) is type(value)
     if isinstance(value, list | tuple):
@@ -164,7 +164,7 @@ def test_convert(kinds: tuple[type, ...], given: Located, value: object) -> None
     ("kinds", "given"),
     [
         ((float,), yaml(True)),
-        ((float,), Located("1e-3", "f:1", None)),
+        ((float,), ConfigValue("1e-3", "f:1", None)),
         ((float,), yaml("1_0")),
         ((float,), yaml("infinity")),
         ((float,), yaml(None)),
@@ -182,7 +182,7 @@ def test_convert(kinds: tuple[type, ...], given: Located, value: object) -> None
         ((tuple[int, str],), yaml(["a", 1])),
     ],
 )
-def test_convert_refuses(kinds: tuple[type, ...], given: Located) -> None:
+def test_convert_refuses(kinds: tuple[type, ...], given: ConfigValue) -> None:
     with pytest.raises(InputError, match=r"^f:1: KEY: expected .*, found "):
         schema.convert(given, Option(None, "", types=kinds), "KEY")
 
@@ -201,18 +201,18 @@ REGISTRIES = [MODELS, DATASETS, HEADS, SIMILARITIES, MARGINS, CRITERIA, AUXILIAR
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=[registry.variable for registry in REGISTRIES])
 def test_every_component_of_ours_can_be_configured(registry: Registry) -> None:
-    """Its options are readable and documented, its defaults are values it would take, its outline is the truth."""
-    for name in source_scan._outlines(registry):
+    """Its options are readable and documented, its defaults are values it would take, what was scanned is the truth."""
+    for name in source_scan._scan(registry):
         component = registry.get(name)
         options = components.component_options(registry, name)
         for key, option in options.items():
             assert option.help, f"{name}.{key} has no entry under Args:"
             assert option.default is not schema.REQUIRED, f"{name}.{key} has no default"
             default = option.default
-            given = Located(
-                [Located(item, "") for item in default] if isinstance(default, list | tuple) else default, ""
+            given = ConfigValue(
+                [ConfigValue(item, "") for item in default] if isinstance(default, list | tuple) else default, ""
             )
             assert schema.convert(given, option, key) == default
-        declared = source_scan._outlines(registry)[name]
+        declared = source_scan._scan(registry)[name]
         assert (declared.section or source_scan.section_name(name)) == source_scan.section_of(component, name)
         assert {key.lower() for key in options} <= set(declared.arguments) or not declared.arguments

@@ -1,4 +1,4 @@
-"""JPEGs decoded by the device: the loading processes' pixels, order, labels and account of what cannot be read.
+"""JPEGs decoded by the device: the worker processes' pixels, order, labels and account of what cannot be read.
 
 Most of it is the same code on a CPU, where libjpeg takes nvJPEG's place; the last tests need a GPU.
 """
@@ -20,9 +20,9 @@ from pycls.data.augment.augmentation import Augmentation
 from pycls.data.augment.names import parse
 from pycls.data.batch import Batch
 from pycls.data.images import device_jpegs
-from pycls.data.images.crop_spec import Cut, cut_array
-from pycls.data.images.crop_tensor import cut_tensor, fits, upright
-from pycls.data.images.crops import eval_cut, train_cut
+from pycls.data.images.crop_spec import CropSpec, crop_array
+from pycls.data.images.crop_tensor import crop_tensor, fits, upright
+from pycls.data.images.crops import eval_crop, train_crop
 from pycls.data.images.decoding import decode
 from pycls.data.images.jpegs import for_device
 from pycls.data.loader import EvalLoader, TrainLoader
@@ -88,30 +88,30 @@ OTHER = {
     "followed": lambda: jpeg(detailed(70, 50)) + bytes(10),
     "line": lambda: jpeg(photograph(2000, 5)),
 }
-"""What loading processes decode."""
+"""What worker processes decode."""
 
 
-def places(height: int, width: int) -> list[Cut]:
+def places(height: int, width: int) -> list[CropSpec]:
     """Cuts for training and evaluation."""
-    training = [train_cut(height, width, 1, 0, k, hflip=True) for k in range(12)]
-    return [*training, *(eval_cut(height, width, SIDE, resize) for resize in (SIDE, 36, 41))]
+    training = [train_crop(height, width, 1, 0, k, hflip=True) for k in range(12)]
+    return [*training, *(eval_crop(height, width, SIDE, resize) for resize in (SIDE, 36, 41))]
 
 
 @pytest.mark.parametrize("size", [(71, 97), (97, 71), (32, 32), (20, 25), (1, 1), (3, 5), (460, 700)])
 def test_cuts_are_pillows(size: tuple[int, int]) -> None:
     """Of the same decoded image: what is left is that Pillow rounds twice."""
     image = np.asarray(detailed(size[1], size[0]))
-    for cut in places(*size):
-        assert fits(cut, SIDE)
-        made = cut_tensor(torch.from_numpy(image.copy()).permute(2, 0, 1), cut, SIDE).add(0.5).to(torch.uint8)
-        difference = np.abs(made.permute(1, 2, 0).numpy().astype(int) - cut_array(image, cut, SIDE))
-        assert difference.mean() <= 0.5 and difference.max() <= 1, cut
+    for crop in places(*size):
+        assert fits(crop, SIDE)
+        made = crop_tensor(torch.from_numpy(image.copy()).permute(2, 0, 1), crop, SIDE).add(0.5).to(torch.uint8)
+        difference = np.abs(made.permute(1, 2, 0).numpy().astype(int) - crop_array(image, crop, SIDE))
+        assert difference.mean() <= 0.5 and difference.max() <= 1, crop
 
 
 def test_cuts_that_would_take_undue_memory_are_left_to_the_loading_processes() -> None:
-    assert fits(eval_cut(500, 375, 224, 256), 224) and fits(eval_cut(4000, 3000, 224, 256), 224)
-    assert not fits(eval_cut(10, 3000, 224, 256), 224)
-    assert not fits(eval_cut(4000, 3000, 8, 9), 8)
+    assert fits(eval_crop(500, 375, 224, 256), 224) and fits(eval_crop(4000, 3000, 224, 256), 224)
+    assert not fits(eval_crop(10, 3000, 224, 256), 224)
+    assert not fits(eval_crop(4000, 3000, 8, 9), 8)
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -123,13 +123,13 @@ def test_images_are_turned_as_by_pillow(orientation: int) -> None:
 
 @pytest.mark.parametrize("name", [*PLAIN, *OTHER, *BAD])
 def test_who_decodes_what(name: str) -> None:
-    """Of a file that is handed over the cut is made for the upright image."""
+    """Of a file that is handed over the crop is made for the upright image."""
     files = {**PLAIN, **OTHER, **BAD}
     asked: list[tuple[int, int]] = []
 
-    def place(height: int, width: int) -> Cut:
+    def place(height: int, width: int) -> CropSpec:
         asked.append((height, width))
-        return eval_cut(height, width, SIDE, 36)
+        return eval_crop(height, width, SIDE, 36)
 
     found = for_device(files[name](), place, SIDE)
     if name in PLAIN:
@@ -313,13 +313,13 @@ def test_a_loading_process_that_dies_ends_the_run_in_one_line(tmp_path: Path) ->
     batches = TrainLoader(data, 2, num_workers=2, decode_on_device=True).epoch(0)
     next(batches)
     os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-    with pytest.raises(RunError, match=r"^a loading process ended: DataLoader worker"):
+    with pytest.raises(RunError, match=r"^a worker process ended: DataLoader worker"):
         list(batches)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 class TestOnAGpu:
-    """nvJPEG itself, beside the loading processes' batches."""
+    """nvJPEG itself, beside the worker processes' batches."""
 
     @pytest.mark.parametrize("train", [True, False])
     def test_batches(self, tmp_path: Path, train: bool) -> None:

@@ -1,4 +1,4 @@
-"""Photographs of every kind, in any number of loading processes."""
+"""Photographs of every kind, in any number of worker processes."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from pycls.data.dataset import MissingSplit
-from pycls.data.images.crop_spec import cut_array
-from pycls.data.images.crops import crop_box, eval_cut, train_cut
+from pycls.data.images.crop_spec import crop_array
+from pycls.data.images.crops import crop_box, eval_crop, train_crop
 from pycls.data.images.decoding import decode
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.sets.image_folder import ImageFolder
@@ -127,8 +127,8 @@ def test_tiny_and_narrow_images(width, height):
     for index in range(20):
         left, top, w, h = crop_box(height, width, 0, 0, index)
         assert 0 <= left <= left + w <= width and 0 <= top <= top + h <= height and min(w, h) >= 1
-        assert cut_array(image, train_cut(height, width, 0, 0, index, True), 8).shape == (8, 8, 3)
-    assert cut_array(image, eval_cut(height, width, 8, 9), 8).shape == (8, 8, 3)
+        assert crop_array(image, train_crop(height, width, 0, 0, index, True), 8).shape == (8, 8, 3)
+    assert crop_array(image, eval_crop(height, width, 8, 9), 8).shape == (8, 8, 3)
 
 
 def test_crop_boxes_are_distributed_as_published():
@@ -150,7 +150,7 @@ def test_training_crop_is_torchvisions_resize_of_the_box():
     for index in range(10):
         left, top, w, h = crop_box(90, 120, 3, 2, index)
         expected = np.asarray(functional.resized_crop(picture, top, left, h, w, [32, 32]))
-        ours = cut_array(np.asarray(picture), train_cut(90, 120, 3, 2, index, hflip=False), 32)
+        ours = crop_array(np.asarray(picture), train_crop(90, 120, 3, 2, index, hflip=False), 32)
         assert np.array_equal(ours, expected)
 
 
@@ -159,7 +159,7 @@ def test_evaluation_crop_is_torchvisions_within_a_level(width, height):
     functional = pytest.importorskip("torchvision.transforms.functional")
     picture = photograph(width, height)
     expected = functional.center_crop(functional.resize(picture, 64), [56, 56])
-    ours = cut_array(np.asarray(picture), eval_cut(height, width, 56, 64), 56)
+    ours = crop_array(np.asarray(picture), eval_crop(height, width, 56, 64), 56)
     assert np.abs(ours.astype(int) - np.asarray(expected)).max() <= 2
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bad_files import photograph
 
-from pycls.data.dataset import MissingSplit, with_classes
+from pycls.data.dataset import MissingSplit, remap_labels
 from pycls.data.images import image_files
 from pycls.data.index.lists import class_names, read_list
 from pycls.data.loader import EvalLoader
@@ -178,23 +178,23 @@ def test_a_long_list_is_looked_through_in_part(photos: Path, monkeypatch: pytest
 
 def test_classes_are_those_trained_on(photos: Path) -> None:
     data = load(photos, val="val.txt")
-    data, said = with_classes(data, ["zebra", "cat", "bee", "ant"], "w.pth")
+    data, said = remap_labels(data, ["zebra", "cat", "bee", "ant"], "w.pth")
     assert data.labels[:3].tolist() == [2, 3, 1] and data.class_names == ["zebra", "cat", "bee", "ant"]
     assert "its 3 classes are found by their names among the 4 of w.pth" in said
     other = load(photos, val="val.txt")
     other.labels[0] = -1
     with pytest.raises(InputError, match=r"has the class 'ant', which is not one of the 2 classes of w\.pth"):
-        with_classes(other, ["bee", "cat"], "w.pth")
+        remap_labels(other, ["bee", "cat"], "w.pth")
     with pytest.raises(InputError, match=r"has the class 'cat'.* or not the only one of that name"):
-        with_classes(other, ["bee", "cat", "ant", "cat"], "w.pth")
+        remap_labels(other, ["bee", "cat", "ant", "cat"], "w.pth")
     with pytest.raises(InputError, match=r"none of its 3 classes \(bee, ant, cat\) .* \(0, 1, 2\); TEST\.MATCH_CLASSES pos"):
-        with_classes(other, ["0", "1", "2"], "w.pth")
+        remap_labels(other, ["0", "1", "2"], "w.pth")
     with pytest.raises(InputError, match=r"\('bee' and '_BEE' differ only in how they are written\)"):
-        with_classes(other, ["_BEE", "1", "2"], "w.pth")
+        remap_labels(other, ["_BEE", "1", "2"], "w.pth")
     other.class_names = ["n00000001 bee", "n00000002", "n00000003 cat, feline"]
-    other, said = with_classes(other, ["n00000003", "n00000002 ant", "n00000001"], "w.pth")
+    other, said = remap_labels(other, ["n00000003", "n00000002 ant", "n00000001"], "w.pth")
     assert other.labels[:3].tolist() == [-1, 1, 0] and "are those of w.pth in another order" in said
     with pytest.raises(InputError, match=r"has 3 classes, w\.pth only 2"):
-        with_classes(other, ["x", "y"], "w.pth", by_position=True)
-    other, said = with_classes(other, ["x", "y", "z"], "w.pth", by_position=True)
+        remap_labels(other, ["x", "y"], "w.pth", by_position=True)
+    other, said = remap_labels(other, ["x", "y", "z"], "w.pth", by_position=True)
     assert other.labels[:3].tolist() == [-1, 1, 0] and other.class_names == ["x", "y", "z"] and "by position" in said

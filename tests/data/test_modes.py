@@ -12,9 +12,9 @@ from image_writers import tiff
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pycls.data.images.crop_spec import Cut
-from pycls.data.images.decoding import TURNS, decode, decode_cut, orientation_of
-from pycls.data.images.jpeg_decoder import jpeg_cutter
+from pycls.data.images.crop_spec import CropSpec
+from pycls.data.images.decoding import TURNS, decode, decode_crop, orientation_of
+from pycls.data.images.jpeg_decoder import jpeg_decoder
 from pycls.data.images.jpegs import for_device
 from pycls.data.images.prepare import Form, prepare
 from pycls.data.loader import EvalLoader
@@ -183,23 +183,23 @@ def turned_file(kind: str, orientation: int, by: str) -> bytes:
     return saved(stored, name, xmp=text.encode(), **options)
 
 
-def middle(height: int, width: int) -> Cut:
+def middle(height: int, width: int) -> CropSpec:
     assert (height, width) == (32, 48)
-    return Cut((8, 0, 40, 32), (0, 0, 48, 32), flip=False)
+    return CropSpec((8, 0, 40, 32), (0, 0, 48, 32), flip=False)
 
 
 @pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("by", ["exif", "xmp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_turned_once(kind: str, by: str, orientation: int) -> None:
-    """Whole, cut by either decoder, and as the device is told of them before they are decoded."""
+    """Whole, cropped by either decoder, and as the device is told of them before they are decoded."""
     if (kind, by) == ("TIFF_LZW", "exif") and orientation not in range(1, 9):
         return  # libtiff does not write such a file
     data = turned_file(kind, orientation, by)
     found = decode(data)
     assert found.shape == (32, 48, 3) and np.abs(found.astype(int) - np.asarray(UPRIGHT)).max() <= (4 if kind == "JPEG" else 0)
-    for cutter in (None, jpeg_cutter()):
-        part = decode_cut(data, middle, 32, cutter)
+    for decoder in (None, jpeg_decoder()):
+        part = decode_crop(data, middle, 32, decoder)
         assert np.abs(part.astype(int) - np.asarray(UPRIGHT)[:, 8:40]).max() <= (4 if kind == "JPEG" else 0)
     handed = for_device(data, middle, 32)
     assert (handed is not None) == (kind == "JPEG") and (handed is None or handed.orientation == orientation)
@@ -255,9 +255,9 @@ def test_unusual_orientations_are_read_alike_by_both_decoders(name: str, order: 
     plain = saved(UPRIGHT, "JPEG", quality=95)
     data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
 
-    def place(height: int, width: int) -> Cut:
-        return Cut((0, 0, 32, 32), (0, 0, 32, 32), flip=False)
+    def place(height: int, width: int) -> CropSpec:
+        return CropSpec((0, 0, 32, 32), (0, 0, 32, 32), flip=False)
 
-    by_pillow, compiled = (decode_cut(data, place, 32, cutter) for cutter in (None, jpeg_cutter()))
+    by_pillow, compiled = (decode_crop(data, place, 32, decoder) for decoder in (None, jpeg_decoder()))
     assert orientation_of(Image.open(io.BytesIO(data))) == orientation
     assert np.abs(by_pillow.astype(int) - compiled).max() <= 2

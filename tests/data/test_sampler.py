@@ -61,7 +61,7 @@ def test_class_aware_cycles() -> None:
             assert len(of_class) == 60
             for turn in of_class.split(size):  # all of a class before any of it again
                 assert len(turn.unique()) == len(turn)
-    assert len(set(rounds)) > 15, "rounds are shuffled anew"
+    assert len(set(rounds)) > 15, "rounds are shuffled again"
 
 
 def test_class_aware_where_the_last_round_is_not_whole() -> None:

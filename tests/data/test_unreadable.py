@@ -7,9 +7,9 @@ import pytest
 import torch
 from bad_files import BAD, photograph, write_bad
 
-from pycls.data.images.crops import eval_cut
-from pycls.data.images.decoding import decode, decode_cut
-from pycls.data.images.jpeg_decoder import jpeg_cutter
+from pycls.data.images.crops import eval_crop
+from pycls.data.images.decoding import decode, decode_crop
+from pycls.data.images.jpeg_decoder import jpeg_decoder
 from pycls.data.loader import EvalLoader, TrainLoader
 from pycls.data.sets.image_folder import ImageFolder
 from pycls.data.sources.unreadable import Unreadable, read_record
@@ -21,10 +21,10 @@ def test_every_kind_is_refused_by_both_decoders(kind: str) -> None:
     data = BAD[kind]()
     with pytest.raises(Exception):  # noqa: B017  # decoders raise nearly anything
         decode(data)
-    cutter = jpeg_cutter()
-    if cutter is not None:
+    decoder = jpeg_decoder()
+    if decoder is not None:
         with pytest.raises(Exception):  # noqa: B017
-            decode_cut(data, lambda height, width: eval_cut(height, width, 8, 9), 8, cutter)
+            decode_crop(data, lambda height, width: eval_crop(height, width, 8, 9), 8, decoder)
 
 
 def write_folder(root: Path, good: int, bad: int) -> set[str]:
@@ -107,7 +107,7 @@ def test_evaluation_leaves_them_out_and_counts_them(tmp_path: Path, world_size: 
     data = ImageFolder(str(tmp_path), "val", im_size=8)
     account = Unreadable(40, "val")
     loaders = [EvalLoader(data, 4, rank=r, world_size=world_size, unreadable=account) for r in range(world_size)]
-    for _ in range(2):  # counted anew in every pass
+    for _ in range(2):  # counted again in every pass
         batches = [batch for loader in loaders for batch in loader]
         assert all(len(batch.ids) == len(batch.images) == len(batch.labels) > 0 for batch in batches)
         shown = [i for batch in batches for i in batch.ids.tolist()]

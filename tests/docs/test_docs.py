@@ -41,10 +41,10 @@ def test_commands_of_page(page: Path, workspace: Workspace) -> None:
         elif block.runs:
             workspace.run_block(block)
     if page.name == "extending.md":
-        check_outsiders(workspace.folder)
+        check_third_party(workspace.folder)
 
 
-def check_outsiders(folder: Path) -> None:
+def check_third_party(folder: Path) -> None:
     """What the files of docs/extending.md have trained: it went on after a stop, and was saved with all that is theirs."""
     log = (folder / "runs/student_t/stdout.log").read_text(encoding="utf-8")
     assert "asked to stop" in log and "continuing from epoch" in log

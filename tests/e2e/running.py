@@ -50,7 +50,7 @@ def call(*words: object) -> Ended:
 
 
 def start(*words: object, launcher: list[str] | None = None, **env: str) -> "subprocess.Popen[str]":
-    """The command line as a process of its own."""
+    """The command line as a separate process."""
     command = [*(launcher or [sys.executable]), str(RUN_NET), *map(str, words)]
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -64,7 +64,7 @@ def test_decoding_on_a_gpu_that_is_not_there_is_one_line(tmp_path: Path, mode: s
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_hundred_bad_files_of_twenty_kinds_among_two_thousand(tmp_path: Path) -> None:
-    """From a shell, on two loading processes: it ends, and each bad file is named once, with its reason, and nothing else."""
+    """From a shell, on two worker processes: it ends, and each bad file is named once, with its reason, and nothing else."""
     root, out = write_photos(tmp_path / "photos", 2000, 20), tmp_path / "out"
     kinds = list(BAD)
     bad = {str(write_bad(root / "train" / f"c{i // 20 % 4}", kinds[i % 20], i)) for i in range(200)}

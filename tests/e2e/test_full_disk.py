@@ -14,7 +14,7 @@ RUN = [*DIGITS, "OPTIM.MAX_EPOCH", "3"]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for one checkpoint, not two."""
+    """A separate file system with space for one checkpoint, not two."""
     folder = tmp_path / "disk"
     folder.mkdir()
     options = "size=1700k"

@@ -14,7 +14,7 @@ from crash_points import Countdown  # type: ignore[import-not-found]
 
 from pycls.engine.checkpoint import checkpoints as checkpoints_module
 from pycls.engine.checkpoint.checkpoints import BEST, Checkpoints
-from pycls.engine.checkpoint.snapshot import Part
+from pycls.engine.checkpoint.snapshot import LocalShard
 from pycls.engine.checkpoint.state_file import load_state, parts_of
 from pycls.runtime.distributed import Ranks
 from pycls.runtime.files import remove_temporaries
@@ -26,7 +26,7 @@ LOST = "[../gloo/transport/tcp/pair.cc:1] Connection closed by peer [127.0.0.1]:
 @contextlib.contextmanager
 def saving(folder: Path, step: int, rank: int, tag: str) -> Iterator[Checkpoints]:
     """One process's side of a save, all of which call the step the best so far; at the end it is done."""
-    state = {"epoch": step, "weight": Part(torch.full((rank + 1, 3), float(step))), "bias": torch.full((2,), step)}
+    state = {"epoch": step, "weight": LocalShard(torch.full((rank + 1, 3), float(step))), "bias": torch.full((2,), step)}
     with mock.patch.object(checkpoints_module, "broadcast_object", lambda _: tag * 8), Checkpoints(folder, KEEP) as mine:
         mine.save(step, state, True, Ranks(rank, 2))
         yield mine

@@ -1,4 +1,4 @@
-"""Runs whose classes or parameters are shared out among processes: the same run, from any number of processes to any other."""
+"""Runs whose classes or parameters are sharded among processes: the same run, from any number of processes to any other."""
 
 import functools
 import shutil

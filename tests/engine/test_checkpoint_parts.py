@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pycls.engine.checkpoint import checkpoints as checkpoints_module
 from pycls.engine.checkpoint.checkpoints import Checkpoints
-from pycls.engine.checkpoint.sharded_rows import Split
-from pycls.engine.checkpoint.snapshot import Part, take
+from pycls.engine.checkpoint.sharded_rows import ShardedRows
+from pycls.engine.checkpoint.snapshot import LocalShard, take
 from pycls.engine.checkpoint.state_file import load_state, load_weights, parts_of, write_part, write_snapshot
 from pycls.errors import DamagedFile, RunError
 from pycls.runtime.distributed import Ranks
@@ -28,8 +28,9 @@ def rows_of(step: int) -> Tensor:
 def state_of(step: int, rank: int, sizes: Sequence[int] = (3, 2)) -> dict[str, Any]:
     """A state of which this process has its rows of two tensors; the others lie as they please in memory."""
     rows = rows_of(step)[: sum(sizes)].split(list(sizes))[rank]
-    return {"model": {"weight": Part(rows), "bias": torch.full((2,), float(step))}, "ema": None, "epoch": step, "history": [],
-            "optimizer": {"weight": {"moment": Part(rows.t().contiguous().t().bfloat16())}}}  # fmt: skip
+    model = {"weight": LocalShard(rows), "bias": torch.full((2,), float(step))}
+    return {"model": model, "ema": None, "epoch": step, "history": [],
+            "optimizer": {"weight": {"moment": LocalShard(rows.t().contiguous().t().bfloat16())}}}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def names(folder: Path) -> list[str]:
 def test_rows_come_back_in_any_cut(tmp_path: Path, sizes: list[int]) -> None:
     parts = [tmp_path / f"part{rank}" for rank in range(len(sizes))]
     for rank, part in enumerate(parts):
-        write_part(part, take(state_of(1, rank, sizes), parts_only=rank > 0).parts)
+        write_part(part, take(state_of(1, rank, sizes), shards_only=rank > 0).shards)
     write_snapshot(tmp_path / "main", take(state_of(1, 0, sizes)), parts)
     assert parts_of(tmp_path / "main") == [part.name for part in parts]
     expected = rows_of(1)[: sum(sizes)]
@@ -65,7 +66,7 @@ def test_rows_come_back_in_any_cut(tmp_path: Path, sizes: list[int]) -> None:
     moment = found["optimizer"]["weight"]["moment"]
     assert moment.dtype == torch.bfloat16 and torch.equal(moment, expected.bfloat16()) and found["epoch"] == 1
     split = load_state(tmp_path / "main", whole=False)["model"]["weight"]
-    assert isinstance(split, Split) and split.shape == expected.shape and split.ndim == 2 and len(split) == sum(sizes)
+    assert isinstance(split, ShardedRows) and split.shape == expected.shape and split.ndim == 2 and len(split) == sum(sizes)
     for low, high in itertools.combinations_with_replacement(range(sum(sizes) + 1), 2):
         assert torch.equal(split[low:high], expected[low:high])
     weights, about = load_weights(tmp_path / "main")
@@ -74,8 +75,8 @@ def test_rows_come_back_in_any_cut(tmp_path: Path, sizes: list[int]) -> None:
 
 def test_another_process_copies_no_more_than_its_part() -> None:
     memory: dict[str, Tensor] = {}
-    snapshot = take(state_of(1, 1), memory, parts_only=True)
-    assert snapshot.tensors == {} and sorted(snapshot.parts) == sorted(memory) == ["model/weight", "optimizer/weight/moment"]
+    snapshot = take(state_of(1, 1), memory, shards_only=True)
+    assert snapshot.tensors == {} and sorted(snapshot.shards) == sorted(memory) == ["model/weight", "optimizer/weight/moment"]
 
 
 def test_the_newest_and_the_best_keep_their_parts_and_nobody_else(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_the_processes_share_the_checking(tmp_path: Path) -> None:
 def test_parts_are_looked_for_beside_their_file_only(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     part = tmp_path / "part"
-    write_part(part, take(state_of(1, 0)).parts)
+    write_part(part, take(state_of(1, 0)).shards)
     write_snapshot(tmp_path / "main", take(state_of(1, 0)), [part])
     data = (tmp_path / "main").read_bytes()
     (tmp_path / "in/main").write_bytes(data)
@@ -148,7 +149,7 @@ def test_parts_that_do_not_fit_are_no_checkpoint(tmp_path: Path) -> None:
     parts = [tmp_path / "a", tmp_path / "b"]
     for part, shape in zip(parts, ((2, 3), (2, 4)), strict=True):
         write_part(part, {"model/weight": torch.zeros(shape)})
-    write_snapshot(tmp_path / "main", take({"model": {"weight": Part(torch.zeros(2, 3))}}), parts)
+    write_snapshot(tmp_path / "main", take({"model": {"weight": LocalShard(torch.zeros(2, 3))}}), parts)
     with pytest.raises(DamagedFile, match="do not fit together"):
         load_state(tmp_path / "main")
 
@@ -157,7 +158,7 @@ def test_without_the_others_parts_there_is_no_checkpoint(tmp_path: Path) -> None
     save(tmp_path, 1)
     late = Checkpoints(tmp_path, 2, timeout_s=0.1)
     late.save(2, state_of(2, 0), True, Ranks(0, 2))
-    with pytest.raises(RunError, match=r"nobody wrote .*part_000000002_\w+_1_of_2.safetensors within 0 s \(RUNTIME.TIMEOUT\)"):
+    with pytest.raises(RunError, match=r"no process wrote .*part_000000002_\w+_1_of_2.safetensors within 0 s \(RUNTIME"):
         late.wait()
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="gloo"), Checkpoints(tmp_path, 2) as alone:

@@ -8,7 +8,7 @@ import torch
 from pycls.engine import finite
 from pycls.report import reporter
 from pycls.report.summary import table
-from pycls.report.tensorboard import Board
+from pycls.report.tensorboard import TensorBoardLogger
 from pycls.runtime.rank_timer import Spread
 
 
@@ -24,7 +24,7 @@ def test_plain_lines_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     clock = [0.0]
     monkeypatch.setattr(reporter.time, "perf_counter", lambda: clock[0])
     caplog.set_level("INFO", "pycls.report.reporter")
-    voice = reporter.Reporter(Board(tmp_path, False), True, max_epoch=2, steps=100, batch_size=10, split="val")
+    voice = reporter.Reporter(TensorBoardLogger(tmp_path, False), True, max_epoch=2, steps=100, batch_size=10, split="val")
     stats = {"loss": 0.5, "top1_err": 12.5, "topk_err": 1.0}
     with voice.begin_epoch(0, 0):
         for step in range(10, 101, 10):
@@ -33,16 +33,17 @@ def test_plain_lines_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture, m
     voice.end_epoch({"epoch": 1, "train": stats, "model": stats, "ema": {**stats, "top1_err": 7.25}, "best": True})
     lines = [record.getMessage() for record in caplog.records if record.name == "pycls.report.reporter"]
     assert lines == [
-        "epoch 1/2, step 30/100: loss 0.5, train error 12.50 %, 25 img/s, 1 min 8 s left",
-        "epoch 1/2, step 60/100: loss 0.5, train error 12.50 %, 25 img/s, 56 s left",
-        "epoch 1/2, step 90/100: loss 0.5, train error 12.50 %, 25 img/s, 44 s left",
-        "epoch 1/2: train loss 0.5, error 12.50 %, val error 12.50 %, moving average error 7.25 % (best); 25 img/s, 40 s left",
+        "epoch 1/2, step 30/100: train loss 0.5, top-1 error 12.50 %, 25 img/s, 1 min 8 s left",
+        "epoch 1/2, step 60/100: train loss 0.5, top-1 error 12.50 %, 25 img/s, 56 s left",
+        "epoch 1/2, step 90/100: train loss 0.5, top-1 error 12.50 %, 25 img/s, 44 s left",
+        "epoch 1/2: train loss 0.5, top-1 error 12.50 %, val top-1 error 12.50 %, moving average top-1 error 7.25 % (best); "
+        "25 img/s, 40 s left",
     ]
 
 
 def test_other_ranks_are_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    voice = reporter.Reporter(Board(tmp_path, False), False, 1, 10, 10, "val")
+    voice = reporter.Reporter(TensorBoardLogger(tmp_path, False), False, 1, 10, 10, "val")
     with voice.begin_epoch(0, 0):
         voice.steps_done(0, 10, 0.1, {"loss": 1.0, "top1_err": 1.0}, {})
     voice.end_epoch({"epoch": 1, "train": {"loss": 1.0, "top1_err": 1.0}})
@@ -67,12 +68,11 @@ def test_table() -> None:
 
 
 def test_a_process_that_is_slow_again_and_again_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    voice = reporter.Reporter(Board(tmp_path, False), True, max_epoch=1, steps=100, batch_size=10, split="val")
+    voice = reporter.Reporter(TensorBoardLogger(tmp_path, False), True, max_epoch=1, steps=100, batch_size=10, split="val")
     slow, other, even = (Spread(0.1, 0.1, slowest, rank, "host") for slowest, rank in ((0.3, 1), (0.3, 2), (0.11, 1)))
     with voice.begin_epoch(0, 0):
         for step, spread in enumerate([slow, slow, even, slow, slow, other, slow, slow, slow, slow]):
             assert not [record for record in caplog.records if record.levelname == "WARNING"] or step == 9
             voice.steps_done(0, step + 1, 0.1, {"loss": 0.5, "top1_err": 1.0}, {}, spread)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["rank 1 on host holds the others up: it needs 0.3 s a step for its batch and forward pass, the "
-                        "median 0.1 s"]  # fmt: skip
+    assert warnings == ["rank 1 (host) is a straggler: 0.3 s/step for its batch and forward pass, median 0.1"]

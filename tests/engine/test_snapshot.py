@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pycls.engine.checkpoint.snapshot import Part, take
+from pycls.engine.checkpoint.snapshot import LocalShard, take
 
 
 def tensors() -> dict[str, Tensor]:
@@ -38,8 +38,8 @@ def test_what_is_not_finite_is_found_wherever_it_stands(dtype: torch.dtype, valu
         good[0], good[-1] = torch.finfo(dtype).tiny / 2, most
         bad = good.clone()
         bad[place] = value
-        for found in (bad, nn.Parameter(bad), Part(bad)):
+        for found in (bad, nn.Parameter(bad), LocalShard(bad)):
             state = {"good": good, "elsewhere": bad, "bad": found, "worse": bad}
-            first = "worse" if isinstance(found, Part) else "bad"  # parts come last
+            first = "worse" if isinstance(found, LocalShard) else "bad"  # shards come last
             assert take(state, finite={"good", "bad", "worse"}).bad == first
             assert take(state, finite={"good"}).bad is None

@@ -1,4 +1,4 @@
-"""Heads whose classes are shared out, one case a line, and the process that runs all of them: ``rank world_size store out``.
+"""Heads whose classes are sharded, one case a line, and the process that runs all of them: ``rank world_size store out``.
 
 Each process writes what it found to ``out/<world_size>_<rank>.pt``; ``test_parallel.py`` compares.
 """

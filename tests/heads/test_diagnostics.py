@@ -11,22 +11,23 @@ from pycls.heads import diagnostics
 
 def test_sensible_defaults_are_not_warned_about():
     for name in ("cosface", "arcface", "coco", "softmax", "rbf_softmax", "normface"):
-        assert diagnostics.at_start(pycls.create_head(name, in_features=128, num_classes=10)) == [] or name == "coco"
-    assert diagnostics.at_start(pycls.create_head("arcface", in_features=512, num_classes=1000)) == []
+        assert diagnostics.static_warnings(pycls.create_head(name, in_features=128, num_classes=10)) == [] or name == "coco"
+    assert diagnostics.static_warnings(pycls.create_head("arcface", in_features=512, num_classes=1000)) == []
 
 
 def test_a_scale_too_small_for_the_classes():
-    (warning,) = diagnostics.at_start(pycls.create_head("coco", in_features=512, num_classes=1000))
+    (warning,) = diagnostics.static_warnings(pycls.create_head("coco", in_features=512, num_classes=1000))
     assert "6.25 is too small for 1000 classes" in warning and f"{math.sqrt(2) * math.log(999):.1f}" in warning
 
 
 def test_a_margin_wider_than_the_prototypes_can_be_apart():
-    (warning,) = diagnostics.at_start(pycls.create_head("cosface", in_features=2, num_classes=10, margin=0.35))
+    (warning,) = diagnostics.static_warnings(pycls.create_head("cosface", in_features=2, num_classes=10, margin=0.35))
     assert "cannot be met" in warning and "0.19" in warning
 
 
 def test_a_scale_too_small_for_the_margin():
-    (warning,) = diagnostics.at_start(pycls.create_head("cosface", in_features=128, num_classes=100, scale=10.0, margin=0.6))
+    head = pycls.create_head("cosface", in_features=128, num_classes=100, scale=10.0, margin=0.6)
+    (warning,) = diagnostics.static_warnings(head)
     assert "larger scale or a smaller margin" in warning
 
 
@@ -45,7 +46,7 @@ def test_best_probability_is_reached_by_perfect_features():
 def test_telemetry_against_plain_numbers():
     head = pycls.create_head("cosface", in_features=3, num_classes=4, scale=10.0, margin=0.3)
     x, y = torch.randn(20, 3), torch.randint(0, 4, (20,))
-    found = {name: float(value) for name, value in diagnostics.telemetry(head, x, y).items()}
+    found = {name: float(value) for name, value in diagnostics.head_stats(head, x, y).items()}
     unit = torch.nn.functional.normalize
     cos = unit(x) @ unit(head.weight.detach()).t()
     own = cos[torch.arange(20), y]
@@ -68,7 +69,7 @@ def test_telemetry_of_every_head_leaves_it_alone(name):
     x, y = torch.randn(8, 3), torch.tensor([0, 1, 2, 3, -1, 0, 1, 2])
     head(x, y)
     before = {key: value.clone() for key, value in head.state_dict().items()}
-    found = diagnostics.telemetry(head.eval(), x, y)
+    found = diagnostics.head_stats(head.eval(), x, y)
     assert not head.training and all(torch.isfinite(value) for value in found.values())
     assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
     assert ("lambda" in found) == (name in ("lsoftmax", "sphereface")) and ("underflow" in found) == (name == "rbf_softmax")
@@ -76,24 +77,25 @@ def test_telemetry_of_every_head_leaves_it_alone(name):
 
 def test_underflowing_kernels_are_told():
     head = pycls.create_head("rbf_softmax", 64, 10)
-    far = {k: float(v) for k, v in diagnostics.telemetry(head, 20 * torch.randn(32, 64), torch.randint(0, 10, (32,))).items()}
-    assert far["underflow"] > 0.9 and "RBF kernels" in diagnostics.on_the_way(far)["underflow"]
-    near = {k: float(v) for k, v in diagnostics.telemetry(head, 0.1 * torch.randn(32, 64), torch.randint(0, 10, (32,))).items()}
-    assert diagnostics.on_the_way(near) == {}
+    far = {k: float(v) for k, v in diagnostics.head_stats(head, 20 * torch.randn(32, 64), torch.randint(0, 10, (32,))).items()}
+    assert far["underflow"] > 0.9 and "RBF kernels" in diagnostics.stat_warnings(far)["underflow"]
+    x, y = 0.1 * torch.randn(32, 64), torch.randint(0, 10, (32,))
+    near = {k: float(v) for k, v in diagnostics.head_stats(head, x, y).items()}
+    assert diagnostics.stat_warnings(near) == {}
 
 
 def test_a_margin_nobody_meets_is_told():
-    assert "HEAD.MARGIN_WARMUP" in diagnostics.on_the_way({"margin_violations": 1.0, "errors_without_margin": 0.4})["margin"]
-    assert diagnostics.on_the_way({"margin_violations": 1.0, "errors_without_margin": 1.0}) == {}
+    assert "HEAD.MARGIN_WARMUP" in diagnostics.stat_warnings({"margin_violations": 1.0, "errors_without_margin": 0.4})["margin"]
+    assert diagnostics.stat_warnings({"margin_violations": 1.0, "errors_without_margin": 1.0}) == {}
 
 
-def test_the_watch_tells_of_the_last_training_batch_and_warns_once(caplog):
+def test_the_monitor_reads_the_last_training_batch_and_warns_once(caplog):
     head = pycls.create_head("rbf_softmax", 64, 10)
-    watch = diagnostics.Watch(head)
-    assert watch.read() == {}
+    monitor = diagnostics.HeadMonitor(head)
+    assert monitor.read() == {}
     x, y = 20 * torch.randn(32, 64), torch.randint(0, 10, (32,))
     head(x, (y, y.flip(0), 0.6))
     head.eval()(torch.zeros(3, 64), y[:3])
-    expected = {name: float(value) for name, value in diagnostics.telemetry(head, x, y).items()}
-    assert watch.read() == pytest.approx(expected) and watch.read() == pytest.approx(expected)
+    expected = {name: float(value) for name, value in diagnostics.head_stats(head, x, y).items()}
+    assert monitor.read() == pytest.approx(expected) and monitor.read() == pytest.approx(expected)
     assert sum("RBF kernels" in message for message in caplog.messages) == 1

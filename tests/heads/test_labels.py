@@ -6,7 +6,7 @@ from harness import cases, gradients_of, make_batch, make_head, options_of
 from torch import Tensor
 
 import pycls
-from pycls.heads.diagnostics import Watch, telemetry
+from pycls.heads.diagnostics import HeadMonitor, head_stats
 from pycls.heads.head import Head
 from pycls.heads.labels import INTEGERS
 from pycls.heads.linear import Linear
@@ -155,15 +155,15 @@ def test_the_ring_waits_for_a_batch_with_a_target(way: str) -> None:
 
 def test_telemetry_takes_what_the_head_takes() -> None:
     head = pycls.create_head("subcenter_arcface", DIM, CLASSES)
-    watch, features = Watch(head), torch.randn(SAMPLES, DIM)
+    monitor, features = HeadMonitor(head), torch.randn(SAMPLES, DIM)
     head(features, torch.full((SAMPLES,), -1))
-    assert watch.read() == {} == telemetry(head, features[:0], LABELS[:0])
+    assert monitor.read() == {} == head_stats(head, features[:0], LABELS[:0])
     head(features, LABELS.int())
-    assert watch.read() == {key: float(value) for key, value in telemetry(head, features, LABELS).items()}
+    assert monitor.read() == {key: float(value) for key, value in head_stats(head, features, LABELS).items()}
     with pytest.raises(TypeError, match="not a tensor of float32"):
-        telemetry(head, features, LABELS.float())
+        head_stats(head, features, LABELS.float())
     with pytest.raises(ValueError, match="label 5 in a head of 5 classes"):
-        telemetry(head, features, LABELS + 1)
+        head_stats(head, features, LABELS + 1)
 
 
 def test_a_compiled_head_takes_them_too() -> None:

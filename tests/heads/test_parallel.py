@@ -1,4 +1,4 @@
-"""Classes shared out among real processes: the plain head's loss, gradients, ranks and states."""
+"""Classes sharded among real processes: the plain head's loss, gradients, ranks and states."""
 
 import copy
 import subprocess
@@ -182,7 +182,7 @@ def test_a_sample_of_the_classes_has_the_batchs_own(found: Found, world: int) ->
         assert rows[y].all() and abs(int(rows.sum()) - 100) <= world
         assert float(torch.stack([of_rank["losses"][step] for of_rank in tenth]).mean()) < float(loss.detach())
         chosen.append(rows)
-    assert not torch.equal(chosen[0], chosen[1]), "drawn anew at each step"
+    assert not torch.equal(chosen[0], chosen[1]), "drawn again at each step"
     assert int((chosen[0] & chosen[1]).sum()) < 30, "independently"
 
 

@@ -144,7 +144,7 @@ import multiprocessing, sys, time
 from pycls.runtime.files import RunLock
 lock = RunLock(sys.argv[1])
 lock.acquire()
-if len(sys.argv) > 2:  # a forked child, such as a loading process, that outlives its parent for a while
+if len(sys.argv) > 2:  # a forked child, such as a worker process, that outlives its parent for a while
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(3,)).start()
     time.sleep(0.5)
 print("held", flush=True)

@@ -1,4 +1,4 @@
-"""Freed memory is kept: a process that frees and asks again faults no page in anew."""
+"""Freed memory is kept: a process that frees and asks again faults no page in again."""
 
 import subprocess
 import sys

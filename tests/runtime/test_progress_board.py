@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pycls.report.tensorboard import Board
+from pycls.report.tensorboard import TensorBoardLogger
 from pycls.runtime.progress import Progress
 
 pytestmark = pytest.mark.timeout(60)
@@ -39,17 +39,17 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 def test_curves_do_not_double_back_on_resume(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    with Board(tmp_path) as board:
+    with TensorBoardLogger(tmp_path) as board:
         for step in range(4):
             board.scalars(step, {"train/loss": 10.0 - step, "lr": 0.5})
-    with Board(tmp_path, purge_step=2) as board:
+    with TensorBoardLogger(tmp_path, purge_step=2) as board:
         board.scalars(2, {"train/loss": 1.0})
     assert curve(tmp_path, "train/loss") == [(0, 10.0), (1, 9.0), (2, 1.0)]
     assert curve(tmp_path, "lr") == [(0, 0.5), (1, 0.5)]
 
 
 def test_disabled_writes_nothing(tmp_path: Path) -> None:
-    with Board(tmp_path / "tb", enabled=False) as board:
+    with TensorBoardLogger(tmp_path / "tb", enabled=False) as board:
         board.scalars(0, {"x": 1.0})
     assert not (tmp_path / "tb").exists()
 
@@ -58,7 +58,7 @@ def test_without_the_package_one_line_and_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with caplog.at_level(logging.WARNING), Board(tmp_path) as board:
+    with caplog.at_level(logging.WARNING), TensorBoardLogger(tmp_path) as board:
         board.scalars(0, {"x": 1.0})
         board.scalars(1, {"x": 1.0})
     assert [record.message for record in caplog.records] == [
@@ -69,7 +69,7 @@ def test_without_the_package_one_line_and_nothing_more(
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "tb").touch()
-    with Board(tmp_path / "tb") as board:
+    with TensorBoardLogger(tmp_path / "tb") as board:
         board.scalars(0, {"x": 1.0})
         board.scalars(1, {"x": 1.0})
     assert len(caplog.records) == 1

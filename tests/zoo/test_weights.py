@@ -243,7 +243,7 @@ def test_a_file_that_changes_in_the_cache_is_refused(published: nn.Module, cache
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(RunError, match=rf"{path} is not what was fetched: its sha256 .* remove it to have it fetched anew"):
+    with pytest.raises(RunError, match=rf"{path} is not what was fetched: its sha256 .* remove it to have it fetched again"):
         zoo.load(NAME)
 
 
@@ -276,7 +276,7 @@ def test_a_file_that_was_fetched_and_not_pinned_is_looked_at_again(published: nn
     cache.mkdir(parents=True)
     url = zoo.find(NAME).url
     place_of(url, cache).write_bytes(b"not weights at all")
-    with pytest.raises(RunError, match="remove it to have it fetched anew"):
+    with pytest.raises(RunError, match="remove it to have it fetched again"):
         zoo.load(NAME)
 
 

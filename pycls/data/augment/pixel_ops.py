@@ -1,4 +1,4 @@
-"""The operations that augmentation policies are made of, on batches: each image with a value of its own.
+"""The operations that augmentation policies are made of, on batches: each image with its own value.
 
 All take float32 ``[n, C, H, W]`` of whole numbers 0..255 and values float32 ``[n]``, and give the same shape within 0..255;
 what they give is cut down to bytes afterwards. Their meanings are Pillow's, which the papers' code and torchvision share

@@ -229,7 +229,7 @@ class AugMix(Policy):
 
 @dataclass(frozen=True)
 class ColorJitter(Policy):
-    """Brightness, contrast and saturation, each times a factor of its own in 1 - jitter .. 1 + jitter, in random order.
+    """Brightness, contrast and saturation, each times its own factor in 1 - jitter .. 1 + jitter, in random order.
 
     Attributes:
         jitter: from 0 on.

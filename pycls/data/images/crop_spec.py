@@ -1,4 +1,4 @@
-"""A square cut out of an image: where it lies, and Pillow's way of making it."""
+"""A square crop of an image: where it lies, and how Pillow makes it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 @dataclass(frozen=True)
-class Cut:
+class CropSpec:
     """What of an image becomes a square of pixels. All lengths are in pixels of the image, upright.
 
     Attributes:
@@ -21,12 +21,12 @@ class Cut:
     flip: bool
 
 
-def cut_array(image: np.ndarray, cut: Cut, size: int) -> np.ndarray:
-    """The cut of a decoded image, uint8 ``[H, W, C]`` -> uint8 ``[size, size, C]``: bilinear, antialiased."""
-    left, top, right, bottom = cut.clip
+def crop_array(image: np.ndarray, crop: CropSpec, size: int) -> np.ndarray:
+    """The crop of a decoded image, uint8 ``[H, W, C]`` -> uint8 ``[size, size, C]``: bilinear, antialiased."""
+    left, top, right, bottom = crop.clip
     image = image[top:bottom, left:right]
     picture = Image.fromarray(np.ascontiguousarray(image if image.shape[2] == 3 else image[:, :, 0]))
-    box = (cut.box[0] - left, cut.box[1] - top, cut.box[2] - left, cut.box[3] - top)
+    box = (crop.box[0] - left, crop.box[1] - top, crop.box[2] - left, crop.box[3] - top)
     resized = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box))
     resized = resized if resized.ndim == 3 else resized[:, :, None]
-    return resized[:, ::-1] if cut.flip else resized
+    return resized[:, ::-1] if crop.flip else resized

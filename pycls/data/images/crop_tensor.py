@@ -1,14 +1,14 @@
-"""A square cut out of an image that is a tensor: the device's way of making it, Pillow's pixels within a grey level."""
+"""Crops of images that are tensors, resized on the device: the pixels are Pillow's within a grey level."""
 
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from pycls.data.images.crop_spec import Cut
+from pycls.data.images.crop_spec import CropSpec
 
 SHRINKS_MOST = 32
-"""Pixels of the image for one of the square, a side: PyTorch's filter on a GPU has room for 94."""
+"""Pixels of the image for one of the square, a side: PyTorch's filter on a GPU takes up to 94."""
 LONGEST = 8
 """Sides of the square that the whole resized clip may be long: a thin line in a margin is no reason to resize a strip."""
 
@@ -35,7 +35,7 @@ class _Window(NamedTuple):
 def _window(low: float, high: float, length: int, size: int) -> _Window:
     """For a box of ``low`` to ``high`` that becomes ``size`` pixels, in a clip of ``length``.
 
-    PyTorch resizes whole tensors only. That is no loss: both kinds of cuts (``crops.py``) are whole pixels of their clip
+    PyTorch resizes whole tensors only. That is no loss: both kinds of crops (``crops.py``) are whole pixels of their clip
     resized, in training all of them, in evaluation those in the middle.
     """
     step = (high - low) / size
@@ -44,29 +44,29 @@ def _window(low: float, high: float, length: int, size: int) -> _Window:
     return window
 
 
-def _windows(cut: Cut, size: int) -> tuple[_Window, _Window]:
+def _windows(crop: CropSpec, size: int) -> tuple[_Window, _Window]:
     """Across and down."""
-    left, top, right, bottom = cut.clip
-    across = _window(cut.box[0] - left, cut.box[2] - left, right - left, size)
-    return across, _window(cut.box[1] - top, cut.box[3] - top, bottom - top, size)
+    left, top, right, bottom = crop.clip
+    across = _window(crop.box[0] - left, crop.box[2] - left, right - left, size)
+    return across, _window(crop.box[1] - top, crop.box[3] - top, bottom - top, size)
 
 
-def fits(cut: Cut, size: int) -> bool:
-    """Whether :func:`cut_tensor` makes this cut without undue memory."""
-    return all(window.step <= SHRINKS_MOST and window.length <= LONGEST * size for window in _windows(cut, size))
+def fits(crop: CropSpec, size: int) -> bool:
+    """Whether :func:`crop_tensor` makes this crop without undue memory."""
+    return all(window.step <= SHRINKS_MOST and window.length <= LONGEST * size for window in _windows(crop, size))
 
 
-def cut_tensor(image: Tensor, cut: Cut, size: int) -> Tensor:
-    """The cut of an upright image that :func:`fits`: uint8 ``[C, H, W]`` -> float32 ``[C, size, size]``, not rounded.
+def crop_tensor(image: Tensor, crop: CropSpec, size: int) -> Tensor:
+    """The crop of an upright image that :func:`fits`: uint8 ``[C, H, W]`` -> float32 ``[C, size, size]``, not rounded.
 
     Bilinear, antialiased.
     """
-    across, down = _windows(cut, size)
-    left, top, right, bottom = cut.clip
+    across, down = _windows(crop, size)
+    left, top, right, bottom = crop.clip
     clip = image[None, :, top:bottom, left:right].float()
     resized = F.interpolate(clip, (down.length, across.length), mode="bilinear", align_corners=False, antialias=True)
     square = resized[0, :, down.before : down.before + size, across.before : across.before + size]
-    return square.flip(2) if cut.flip else square
+    return square.flip(2) if crop.flip else square
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:

@@ -1,18 +1,18 @@
-"""Where training and evaluation images are cut out of photographs.
+"""Where training and evaluation images are cropped from photographs.
 
-The training crop is that of Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), as everybody draws it since:
+The training crop is that of Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), as commonly implemented since:
 an area of 8 to 100 % of the image, sides in a ratio of 3/4 to 4/3, ten tries, then the largest centred box that fits.
 """
 
 import math
 
 from pycls.data import rng
-from pycls.data.images.crop_spec import Cut
+from pycls.data.images.crop_spec import CropSpec
 
 AREA = (0.08, 1.0)
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 TRIES = 10
-EVAL_RATIO = 256 / 224  # short side before the cut over the side of the cut, where nothing else is asked for
+EVAL_RATIO = 256 / 224  # short side before the crop over the side of the crop, where nothing else is asked for
 _BOX_STREAMS = 100  # the first of the streams of this file: four for each try
 
 
@@ -38,18 +38,18 @@ def crop_box(height: int, width: int, seed: int, epoch: int, index: int) -> tupl
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def train_cut(height: int, width: int, seed: int, epoch: int, index: int, hflip: bool) -> Cut:
-    """A random cut of an image of this height and width, in pixels, flipped half of the time if ``hflip``."""
+def train_crop(height: int, width: int, seed: int, epoch: int, index: int, hflip: bool) -> CropSpec:
+    """A random crop of an image of this height and width, in pixels, flipped half of the time if ``hflip``."""
     left, top, w, h = crop_box(height, width, seed, epoch, index)
     part = (left, top, left + w, top + h)
-    return Cut(part, part, hflip and bool(rng.hash_word(seed, epoch, index, rng.FLIP) >> 63))
+    return CropSpec(part, part, hflip and bool(rng.hash_word(seed, epoch, index, rng.FLIP) >> 63))
 
 
-def eval_cut(height: int, width: int, size: int, resize: int) -> Cut:
+def eval_crop(height: int, width: int, size: int, resize: int) -> CropSpec:
     """The middle ``size`` x ``size`` of an image of this height and width after its short side is resized to ``resize``."""
     short = min(height, width)
     new_h, new_w = max(resize, resize * height // short), max(resize, resize * width // short)
     top, left = round((new_h - size) / 2), round((new_w - size) / 2)
     fx, fy = width / new_w, height / new_h
     box = (left * fx, top * fy, (left + size) * fx, (top + size) * fy)
-    return Cut(box, (0, 0, width, height), flip=False)
+    return CropSpec(box, (0, 0, width, height), flip=False)

@@ -1,4 +1,4 @@
-"""Image files as people see them: whole, or no more of them than a cut needs."""
+"""Image files as people see them: whole, or no more of them than a crop needs."""
 
 import io
 import warnings
@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from pycls.data.images.crop_spec import Cut, cut_array
-from pycls.data.images.jpeg_decoder import JpegCutter
+from pycls.data.images.crop_spec import CropSpec, crop_array
+from pycls.data.images.jpeg_decoder import JpegDecoder
 from pycls.data.images.modes import eight_bit
 
 EXIF_ORIENTATION = 0x0112
@@ -30,7 +30,7 @@ def decode(data: bytes) -> np.ndarray:
     Raises what that raises.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged EXIF, of large images: a line a file, in every loading process
+        warnings.simplefilter("ignore")  # of damaged EXIF, of large images: a line a file, in every worker process
         with Image.open(io.BytesIO(data)) as file:
             return np.asarray(upright(file).convert("RGB"))
 
@@ -56,18 +56,18 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
-def decode_cut(data: bytes, place: Callable[[int, int], Cut], size: int, cutter: JpegCutter | None) -> np.ndarray:
-    """A cut of an image file: uint8 ``[size, size, 3]``.
+def decode_crop(data: bytes, place: Callable[[int, int], CropSpec], size: int, decoder: JpegDecoder | None) -> np.ndarray:
+    """A crop of an image file: uint8 ``[size, size, 3]``.
 
     Args:
         data: the file.
-        place: height and width of the image -> the cut.
+        place: height and width of the image -> the crop.
         size: side of the result, in pixels.
-        cutter: decodes of a JPEG what the cut needs; None for Pillow, which gives the same within a grey level on average.
+        decoder: decodes of a JPEG what the crop needs; None for Pillow, which gives the same within a grey level on average.
     """
-    if cutter is not None and (shape := cutter.shape(data)) is not None:
-        square = cutter.cut(data, place(*shape), size)
+    if decoder is not None and (shape := decoder.shape(data)) is not None:
+        square = decoder.decode(data, place(*shape), size)
         if square is not None:
             return square
     image = decode(data)
-    return cut_array(image, place(*image.shape[:2]), size)
+    return crop_array(image, place(*image.shape[:2]), size)

@@ -1,6 +1,6 @@
 """JPEGs decoded on the device: by nvJPEG on a CUDA GPU, by libjpeg where the same code runs on a CPU. Both are torchvision's.
 
-On a GPU all of it runs in a thread and in a stream of its own, beside those of the training.
+On a GPU all of it runs in its own thread and stream, beside those of the training.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pycls.data.batch import Request
-from pycls.data.images.crop_tensor import cut_tensor, upright
+from pycls.data.images.crop_tensor import crop_tensor, upright
 from pycls.data.images.jpegs import Jpegs, pack
 from pycls.data.sources.worker import Loaded
 from pycls.errors import InputError, RunError
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 AREA = 1 << 26
 """Pixels decoded at a time, unless one image has more: 192 MiB of bytes, some 350 images of ImageNet."""
 
-REMEDY = "DATA_LOADER.DECODER auto decodes them in the loading processes"
+REMEDY = "DATA_LOADER.DECODER auto decodes them in the worker processes"
 
 
 class DeviceDecoder:
-    """Finishes what loading processes hand over.
+    """Finishes what worker processes hand over.
 
     Args:
         device: that decodes.
-        again: loads a request anew and wholly on the CPU; for JPEGs that the device refuses.
+        again: loads a request once more, wholly on the CPU; for JPEGs that the device refuses.
 
     Raises:
         InputError: the device does not decode JPEGs as it should.
@@ -86,7 +86,7 @@ class DeviceDecoder:
                 if image is None:
                     yield k
                     continue
-                square = cut_tensor(upright(image, jpegs.orientations[k]), jpegs.cuts[k], pixels.shape[1])
+                square = crop_tensor(upright(image, jpegs.orientations[k]), jpegs.crops[k], pixels.shape[1])
                 pixels[jpegs.places[k]].copy_(square.add_(0.5).permute(1, 2, 0))  # to bytes, whose fraction is cut off
 
     def _images(self, files: list[Tensor]) -> list[Tensor | None]:

@@ -13,7 +13,7 @@ from pycls.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # in RGB order, as everybody writes them
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # in RGB order, as commonly given
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CHECKED_FILES = 10_000
@@ -21,12 +21,12 @@ CHECKED_FILES = 10_000
 
 
 class ImageFiles(EncodedDataset):
-    """Images in files of their own.
+    """Images, each in its own file.
 
     Args:
         name: what messages call the set.
         base: the folder that the paths are relative to.
-        paths: bytes ``[N]``. One array, not a million strings: loading processes share it without copying.
+        paths: bytes ``[N]``. One array, not a million strings: worker processes share it without copying.
         labels: int64 ``[N]``.
         class_names: the K names.
         im_size: side of an image in a batch, in pixels.

@@ -1,6 +1,6 @@
-/* A square cut out of a JPEG, resized: no more is decoded than the cut needs.
+/* A square cut out of a JPEG, resized: no more is decoded than the crop needs.
  *
- * libjpeg-turbo leaves out blocks left and right of the cut (jpeg_crop_scanline), the colour conversion and inverse DCT of
+ * libjpeg-turbo leaves out blocks left and right of the crop (jpeg_crop_scanline), the colour conversion and inverse DCT of
  * the lines above it (jpeg_skip_scanlines), and everything below. The rest is bilinear resizing with antialiasing, in Pillow's
  * definition: a triangle filter whose support grows with the scale, weights that sum to 1. The scaled inverse DCT is not used:
  * it keeps other frequencies, up to ten grey levels on average, and saves little, for most of the time is Huffman decoding.
@@ -21,7 +21,7 @@
 
 enum { DONE, NOT_HERE }; /* NOT_HERE: left to Pillow */
 
-#define CHROMA_MARGIN 2 /* columns beside the cut that smooth chroma upsampling looks at */
+#define CHROMA_MARGIN 2 /* columns beside the crop that smooth chroma upsampling looks at */
 
 struct errors {
     struct jpeg_error_mgr base;
@@ -253,7 +253,7 @@ static int decode(struct work *w, const uint8_t *data, size_t bytes, const doubl
 
 /* box: left, top, right, bottom of what becomes size x size pixels, in pixels of the image. clip: what may be looked at, the
  * same way, within the image. Only of files that have a shape. */
-int pycls_jpeg_cut(const uint8_t *data, size_t bytes, const double box[4], const int32_t clip[4], int32_t size, int32_t flip,
+int pycls_jpeg_crop(const uint8_t *data, size_t bytes, const double box[4], const int32_t clip[4], int32_t size, int32_t flip,
                    uint8_t *out) {
     struct work work;
     memset(&work, 0, sizeof work);

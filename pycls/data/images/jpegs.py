@@ -1,4 +1,4 @@
-"""JPEGs that loading processes hand over as they are, for the device to decode: which they are, and how they travel."""
+"""JPEGs that worker processes hand over as they are, for the device to decode: which they are, and how they travel."""
 
 import io
 import warnings
@@ -12,7 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from pycls.data.batch import Request
-from pycls.data.images.crop_spec import Cut
+from pycls.data.images.crop_spec import CropSpec
 from pycls.data.images.crop_tensor import TRANSPOSED, fits
 from pycls.data.images.decoding import orientation_of
 
@@ -29,13 +29,13 @@ class Jpeg(NamedTuple):
         data: the file.
         area: pixels of the whole image.
         orientation: EXIF's, 1..8.
-        cut: of the upright image.
+        crop: of the upright image.
     """
 
     data: bytes
     area: int
     orientation: int
-    cut: Cut
+    crop: CropSpec
 
 
 class Jpegs(NamedTuple):
@@ -46,7 +46,7 @@ class Jpegs(NamedTuple):
         lengths: of the files, in bytes.
         areas: pixels of the whole images.
         orientations: EXIF's, 1..8.
-        cuts: of the upright images.
+        crops: of the upright images.
         places: in the batch.
         requests: what was asked for.
     """
@@ -55,7 +55,7 @@ class Jpegs(NamedTuple):
     lengths: list[int]
     areas: list[int]
     orientations: list[int]
-    cuts: list[Cut]
+    crops: list[CropSpec]
     places: list[int]
     requests: list[Request]
 
@@ -66,21 +66,21 @@ def pack(jpegs: Mapping[int, tuple[Jpeg, Request]]) -> Jpegs:
     data = torch.from_numpy(np.frombuffer(bytearray().join(jpeg.data for jpeg in files), np.uint8))
     return Jpegs(
         data, [len(jpeg.data) for jpeg in files], [jpeg.area for jpeg in files], [jpeg.orientation for jpeg in files],
-        [jpeg.cut for jpeg in files], list(jpegs), [request for _, request in jpegs.values()],
+        [jpeg.crop for jpeg in files], list(jpegs), [request for _, request in jpegs.values()],
     )  # fmt: skip
 
 
-def for_device(data: bytes, place: Callable[[int, int], Cut], size: int) -> Jpeg | None:
-    """The file as the device can take it; None for what a loading process had better decode.
+def for_device(data: bytes, place: Callable[[int, int], CropSpec], size: int) -> Jpeg | None:
+    """The file as the device can take it; None for what a worker process had better decode.
 
     That is whatever is no plain JPEG: of 8 bits, grey or YCbCr in 4:4:4, 4:2:2 or 4:2:0, one image that begins and ends as it
-    should. And a cut that is
+    should. And a crop that is
     not made well on a device (:func:`~pycls.data.images.crop_tensor.fits`).
 
     Args:
         data: the file.
-        place: height and width of the upright image -> the cut.
-        size: side of the cut's square, in pixels.
+        place: height and width of the upright image -> the crop.
+        size: side of the crop's square, in pixels.
     """
     if not (data.startswith(START) and data.endswith(END)):
         return None  # cut off, or something follows
@@ -91,10 +91,10 @@ def for_device(data: bytes, place: Callable[[int, int], Cut], size: int) -> Jpeg
                 if not _is_plain(file):
                     return None
                 (width, height), orientation = file.size, orientation_of(file)
-    except Exception:  # Pillow raises nearly anything for a damaged file; whoever decodes it says what is wrong
+    except Exception:  # Pillow raises nearly anything for a damaged file; the decoder reports what is wrong
         return None
-    cut = place(width, height) if orientation in TRANSPOSED else place(height, width)
-    return Jpeg(data, width * height, orientation, cut) if fits(cut, size) else None
+    crop = place(width, height) if orientation in TRANSPOSED else place(height, width)
+    return Jpeg(data, width * height, orientation, crop) if fits(crop, size) else None
 
 
 def _is_plain(file: Image.Image) -> bool:

@@ -79,7 +79,7 @@ def _refuse_other_form(target: Path, form: Form) -> None:
         return
     if not record.is_file():
         if any(target.iterdir()):
-            raise InputError(f"{target} has other files: the copy needs a folder of its own")
+            raise InputError(f"{target} has other files: the copy needs its own folder")
         return
     try:
         before = json.loads(record.read_text(encoding="utf-8"))

@@ -75,5 +75,5 @@ def _look_up(kept: Path, changed: np.ndarray) -> tuple[np.ndarray, np.ndarray] |
             if not np.array_equal(data["changed"], changed):
                 return None
             return data["paths"], data["labels"]
-    except Exception:  # no such list, or a damaged one: it is made anew
+    except Exception:  # no such list, or a damaged one: it is made again
         return None

@@ -176,7 +176,7 @@ def two_labels(found: ImageList, one: int, other: int) -> str:
 def class_names(lists: ImageList) -> list[str]:
     """Names of the classes of a training list: its labels where these are names, sorted; else what the folders tell.
 
-    Where each class has a folder of its own, the folder's name, or its path, is the name of the class; else its number is.
+    Where each class has its own folder, the folder's name, or its path, is the name of the class; else its number is.
     """
     if lists.named:
         return sorted(set(lists.labels.tolist()))

@@ -121,7 +121,7 @@ def _files(base: Path, parts: Mapping[str, bool]) -> Iterator[tuple[str, str, st
             try:
                 files = sorted(os.listdir(base / part / name))
             except OSError:
-                continue  # whoever loads this part is told
+                continue  # loading this part reports it
             yield from ((part, name, file) for file in files if file.lower().endswith(EXTENSIONS) and not file.startswith("."))
 
 

@@ -106,7 +106,7 @@ def _read_kept(file: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(kept, allow_pickle=False) as data:
             return dict(data)
-    except Exception:  # no such index, or a damaged one: it is made anew
+    except Exception:  # no such index, or a damaged one: it is made again
         found = scan(file)
         keep(kept, lambda path: _write(path, found))
         return found

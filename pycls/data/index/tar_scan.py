@@ -85,7 +85,7 @@ def _take(file: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, size: int, 
             found.longer.setdefault(key, member.name)
         return
     if not member.isreg() or member.issparse():
-        raise InputError(f"{file}: {member.name} is a link or a sparse file, which has no bytes of its own here; make the tar "
+        raise InputError(f"{file}: {member.name} is a link or a sparse file, which has no data in the tar file; make the tar "
                          "file of plain files (tar --dereference --hard-dereference)")  # fmt: skip
     if kind == "image":
         _once(file, found, key, kind, member.name)

@@ -40,7 +40,7 @@ class ImageNet(ImageFiles):
         im_size: side of an image in a batch, in pixels.
         val_per_class: training images of each class held out as the split val; the validation images are then the split
             test. 0: the validation images are the split val, and there is no test.
-        class_order: wnid numbers the classes by their WordNet ids, as everybody does; devkit by the ids of its meta.mat.
+        class_order: wnid numbers the classes by their WordNet ids, as usual; devkit by the ids of its meta.mat.
     """
 
     def __init__(

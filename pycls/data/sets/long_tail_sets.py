@@ -71,7 +71,7 @@ def inaturalist2018(
     lists: str = "inaturalist2018",
     im_size: Annotated[int, COUNT] = 224,
 ) -> ListedImages:
-    """iNaturalist 2018: 437,513 training images of 8,142 species; val 24,426, on which everybody tests.
+    """iNaturalist 2018: 437,513 training images of 8,142 species; val 24,426, on which results are reported.
 
     Args:
         root: folder of the data sets.
@@ -92,7 +92,7 @@ def inaturalist2019(
     lists: str = "inaturalist2019",
     im_size: Annotated[int, COUNT] = 224,
 ) -> ListedImages:
-    """iNaturalist 2019: 265,213 training images of 1,010 species; val 3,030, on which everybody tests.
+    """iNaturalist 2019: 265,213 training images of 1,010 species; val 3,030, on which results are reported.
 
     Args:
         root: folder of the data sets.

@@ -1,4 +1,4 @@
-"""Batches of a data set that lies in memory: cut, flipped and normalised a batch at a time, on the device."""
+"""Batches of a data set that lies in memory: cropped, flipped and normalised a batch at a time, on the device."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Batches of a data set whose images lie in files: loading processes decode and cut, or the device does; it normalises."""
+"""Batches of a data set whose images lie in files: worker processes decode and crop, or the device does; it normalises."""
 
 import contextlib
 import signal
@@ -13,18 +13,18 @@ from pycls.data.augment.policies import Samples
 from pycls.data.batch import Batch, Request, Settings
 from pycls.data.dataset import EncodedDataset, FileDataset
 from pycls.data.images.device_jpegs import DeviceDecoder
-from pycls.data.images.jpeg_decoder import jpeg_cutter
+from pycls.data.images.jpeg_decoder import jpeg_decoder
 from pycls.data.images.pixels import Normalise
-from pycls.data.sources.prefetch import ahead
-from pycls.data.sources.worker import Loaded, Loading, augmented, in_loading_process
+from pycls.data.sources.prefetch import prefetch
+from pycls.data.sources.worker import BatchWorker, Loaded, augmented, in_worker_process
 from pycls.errors import RunError
 
-AHEAD = 2
+PREFETCH = 2
 """Batches that the device has decoded before they are asked for."""
 
 
 class _Requests:
-    """The batch sampler: hands out the plan of the moment. Loading processes live on from one plan to the next."""
+    """The batch sampler: hands out the plan of the moment. Worker processes live on from one plan to the next."""
 
     def __init__(self) -> None:
         self.plan: list[list[Request]] = []
@@ -46,7 +46,7 @@ def _ignore_interrupts(worker: int) -> None:
 
 
 def _next(handed_over: Iterator[Any]) -> Loaded:
-    """Raises :class:`RunError` where a loading process hands over an error, or none does anything any more."""
+    """Raises :class:`RunError` where a worker process hands over an error, or has ended."""
     try:
         loaded = next(handed_over)
     except RuntimeError as error:
@@ -57,8 +57,8 @@ def _next(handed_over: Iterator[Any]) -> Loaded:
     return loaded
 
 
-def _told(made: Iterator[Loaded]) -> Loaded:
-    """The next; PyTorch tells of a dead loading process in the main thread, whichever thread waits for it."""
+def _next_prefetched(made: Iterator[Loaded]) -> Loaded:
+    """The next batch; PyTorch reports a dead worker process in the main thread, whichever thread waits for it."""
     try:
         return next(made)
     except RuntimeError as error:
@@ -68,7 +68,7 @@ def _told(made: Iterator[Loaded]) -> Loaded:
 
 
 def _ended(error: RuntimeError) -> RunError:
-    return RunError(f"a loading process ended: {' '.join(str(error).split())}")
+    return RunError(f"a worker process ended: {' '.join(str(error).split())}")
 
 
 class FileSource:
@@ -91,13 +91,13 @@ class FileSource:
         self._requests = _Requests()
         self.left_out = 0
         if settings.native and isinstance(dataset, EncodedDataset):
-            jpeg_cutter()  # compiled before there are processes that would all do so
+            jpeg_decoder()  # compiled before there are processes that would all do so
         self.decodes_on_device = settings.decode_on_device and isinstance(dataset, EncodedDataset)
-        again = Loading(dataset, settings).__getitems__
+        again = BatchWorker(dataset, settings).__getitems__
         self._decoder = DeviceDecoder(settings.device, again) if self.decodes_on_device else None
         workers = settings.num_workers
         self._loader: DataLoader[Loaded] = DataLoader(
-            Loading(dataset, settings, hands_over=self.decodes_on_device),
+            BatchWorker(dataset, settings, hands_over=self.decodes_on_device),
             batch_sampler=self._requests,  # type: ignore[arg-type]  # any iterable with a length does
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -113,7 +113,7 @@ class FileSource:
         In training another image of the class takes the place of one that cannot be read, the same in every run. In
         evaluation it is left out of its batch.
 
-        Raises :class:`RunError` naming the file that cannot be loaded, or when a loading process dies.
+        Raises :class:`RunError` naming the file that cannot be loaded, or when a worker process dies.
         """
         self._requests.plan = [[(epoch, draw) for draw in draws.tolist()] for draws in plan]
         self.left_out = 0
@@ -127,7 +127,7 @@ class FileSource:
                     yield self._finish(loaded.pixels, torch.tensor(loaded.ids), draws, epoch)
 
     def _loaded(self, count: int) -> Generator[Loaded, None, None]:
-        """What the loading processes hand over, with nothing left to decode."""
+        """What the worker processes hand over, with nothing left to decode."""
         if not count:
             return
         handed_over, decoder = iter(self._loader), self._decoder
@@ -135,9 +135,9 @@ class FileSource:
             for _ in range(count):
                 yield _next(handed_over)
             return
-        with contextlib.closing(ahead(lambda: decoder(_next(handed_over)), count, AHEAD)) as made:
+        with contextlib.closing(prefetch(lambda: decoder(_next(handed_over)), count, PREFETCH)) as made:
             for _ in range(count):
-                loaded = _told(made)
+                loaded = _next_prefetched(made)
                 if loaded.pixels.is_cuda:  # of the decoder's stream, which is not to reuse them before this one has read them
                     loaded.pixels.record_stream(torch.cuda.current_stream(loaded.pixels.device))
                 yield loaded
@@ -145,7 +145,7 @@ class FileSource:
     def _finish(self, pixels: Tensor, ids: Tensor, draws: Tensor, epoch: int) -> Batch:
         settings, device = self._settings, self._settings.device
         pixels = pixels.to(device, non_blocking=True)
-        if settings.train and settings.augmentation.of_bytes and not in_loading_process(settings):
+        if settings.train and settings.augmentation.of_bytes and not in_worker_process(settings):
             pixels = augmented(pixels, settings, epoch, draws)
         if not settings.channels_last:
             pixels = pixels.permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""What runs in a loading process: a list of requests -> decoded and cut images, and an account of those that cannot be read."""
+"""What runs in a worker process: a list of requests -> decoded and cropped images, and those that cannot be read."""
 
 import re
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from pycls.data import rng
 from pycls.data.augment.policies import Samples
 from pycls.data.batch import Request, Settings
 from pycls.data.dataset import EncodedDataset, FileDataset
-from pycls.data.images.crop_spec import Cut, cut_array
-from pycls.data.images.crops import EVAL_RATIO, eval_cut, train_cut
-from pycls.data.images.decoding import decode_cut
-from pycls.data.images.jpeg_decoder import jpeg_cutter
+from pycls.data.images.crop_spec import CropSpec, crop_array
+from pycls.data.images.crops import EVAL_RATIO, eval_crop, train_crop
+from pycls.data.images.decoding import decode_crop
+from pycls.data.images.jpeg_decoder import jpeg_decoder
 from pycls.data.images.jpegs import Jpeg, Jpegs, for_device, pack
 from pycls.errors import RunError
 
@@ -26,7 +26,7 @@ _SUBSTITUTE_STREAMS = 200  # the first of the streams of this file: one for the 
 
 
 class Loaded(NamedTuple):
-    """What a loading process hands over.
+    """What a worker process hands over.
 
     Attributes:
         pixels: uint8 ``[m, S, S, C]``, of those of the n images that it has decoded, in the batch's order.
@@ -41,8 +41,8 @@ class Loaded(NamedTuple):
     jpegs: Jpegs
 
 
-class Loading(TorchDataset[Loaded]):
-    """What runs in a loading process: a list of requests -> their pixels, or the error that ends the run.
+class BatchWorker(TorchDataset[Loaded]):
+    """What runs in a worker process: a list of requests -> their pixels, or the error that ends the run.
 
     The error is returned, not raised: PyTorch would wrap it in the traceback of the process.
 
@@ -90,7 +90,7 @@ class Loading(TorchDataset[Loaded]):
                     return RunError(f"{len(unreadable)} images in a row cannot be read; the last is {name}: {reason}")
         count = len(ids) - len(jpegs)
         made = torch.from_numpy(pixels if count == len(pixels) else pixels[:count].copy())  # its whole memory travels
-        if self._train and in_loading_process(self._settings):
+        if self._train and in_worker_process(self._settings):
             made = augmented(made, self._settings, requests[0][0], torch.tensor([draw for _, draw in requests]))
         return Loaded(made, ids, unreadable, pack(jpegs))
 
@@ -112,22 +112,22 @@ class Loading(TorchDataset[Loaded]):
     def _load(self, index: int, epoch: int, draw: int, size: int) -> np.ndarray | Jpeg:
         """The square, uint8 ``[size, size, C]``, or what the device makes it of."""
 
-        def place(height: int, width: int) -> Cut:
+        def place(height: int, width: int) -> CropSpec:
             if self._train:
-                return train_cut(height, width, self._seed, epoch, draw, self._settings.hflip)
-            return eval_cut(height, width, size, self._resize)
+                return train_crop(height, width, self._seed, epoch, draw, self._settings.hflip)
+            return eval_crop(height, width, size, self._resize)
 
         if isinstance(self._dataset, EncodedDataset):
             data = self._dataset.read(index)
             jpeg = for_device(data, place, size) if self._hands_over else None
-            cutter = jpeg_cutter() if self._settings.native else None
-            return decode_cut(data, place, size, cutter) if jpeg is None else jpeg
+            decoder = jpeg_decoder() if self._settings.native else None
+            return decode_crop(data, place, size, decoder) if jpeg is None else jpeg
         image = self._dataset.load(index)
-        return cut_array(image, place(*image.shape[:2]), size)
+        return crop_array(image, place(*image.shape[:2]), size)
 
 
-def in_loading_process(settings: Settings) -> bool:
-    """A CPU that trains has nothing to spare; any other device makes a batch in far less time than a loading process.
+def in_worker_process(settings: Settings) -> bool:
+    """A CPU that trains has nothing to spare; any other device makes a batch in far less time than a worker process.
 
     Where the device decodes there are no pixels before.
     """

@@ -1,4 +1,4 @@
-"""Wrong labels by the published rules, drawn once: whether and how a sample's label is wrong is a hash of its id."""
+"""Label noise by the published rules: whether and how a sample's label is wrong is a hash of its id, the same in all runs."""
 
 from collections.abc import Sequence
 
@@ -21,21 +21,21 @@ def noisy_labels(
     pairs: Sequence[Sequence[int]] = (),
     superclass: Tensor | None = None,
 ) -> Tensor:
-    """The labels, int64 ``[N]``, of which a share ``rate`` has been drawn anew.
+    """The labels, int64 ``[N]``, of which a share ``rate`` has been drawn again at random.
 
     - symmetric: any other class, each as likely.
     - pairs: the class that ``pairs`` gives for it; classes without one keep their labels. Without pairs, the next class, the
       last one becoming the first.
     - superclass: another class of its superclass, each as likely.
-    - blocks: ``label - label % 5 + U{0..4}``, the rule of the smooth top-k SVM (Berrada et al., ICLR 2018): five consecutive
-      classes, the true one among them, so that a fifth of the redrawn labels is right.
+    - blocks (or adjacent_classes, as an option): ``label - label % 5 + U{0..4}``, the rule of the smooth top-k SVM (Berrada et
+      al., ICLR 2018): five consecutive classes, the true one among them, so that a fifth of the redrawn labels is right.
 
     Args:
         labels: true labels, int64 ``[N]``.
         num_classes: K.
         kind: one of the above.
-        rate: probability that a label is drawn anew, 0..1.
-        seed: of the draw.
+        rate: probability that a label is drawn again, 0..1.
+        seed: of the random numbers.
         pairs: ``(from, to)`` classes.
         superclass: of each class, int64 ``[K]``.
     """
@@ -52,7 +52,7 @@ def noisy_labels(
         drawn = _other(labels, number, superclass)
     elif kind == "blocks":
         if num_classes % BLOCK:
-            raise InputError(f"DATA.NOISE.KIND blocks: {num_classes} classes are no blocks of {BLOCK}")
+            raise InputError(f"DATA.NOISE.KIND blocks: {num_classes} classes cannot be divided into blocks of {BLOCK}")
         drawn = labels - labels % BLOCK + (number * BLOCK).long()
     else:
         raise InputError(f"there is no label noise {kind!r}; there are: {', '.join(KINDS)}")

@@ -1,4 +1,4 @@
-"""What of a training set is trained on, and under which labels: subset, long tail, noise, drawn once from a seed."""
+"""The subset of a training set that is trained on, and its labels: images a class, long tail, label noise, all by one seed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pycls.data.subset.per_class import per_class, subset
 
 
 @dataclass(frozen=True)
-class Protocol:
+class SubsetSpec:
     """How a training set is made from a split; the names are the options'.
 
     Attributes:
@@ -26,7 +26,7 @@ class Protocol:
         largest: pareto: images of the first class; 0 for as many as the largest class has.
         smallest: pareto: images of the last class.
         noise: kind of label noise, or none.
-        rate: probability that a label is drawn anew.
+        rate: probability that a label is drawn again at random.
         pairs: ``(from, to)`` classes of the noise ``pairs``.
         seed: of tail and noise.
     """
@@ -43,8 +43,8 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What a protocol has made of a split.
+class Subset:
+    """The subset of a split that a spec selects, and its labels.
 
     Attributes:
         ids: the samples of the split that are trained on, int64 ``[N]``.
@@ -75,25 +75,25 @@ class Drawn:
         np.savez(file, ids=self.ids.numpy(), labels=self.labels.numpy(), true_labels=self.true_labels.numpy())
 
 
-def draw(
-    dataset: ArrayDataset | FileDataset, protocol: Protocol
-) -> tuple[ArrayDataset | FileDataset, Drawn | None]:
-    """The training set, and what was drawn; None where the protocol leaves the split as it is.
+def make_subset(
+    dataset: ArrayDataset | FileDataset, spec: SubsetSpec
+) -> tuple[ArrayDataset | FileDataset, Subset | None]:
+    """The training set, and the subset of the split that it is; None where the spec leaves the split as it is.
 
-    Noise is a matter of a sample of the split: a long tail has the noise that the whole would have.
+    Noise depends on the sample alone: in a long tail a sample has the noise that it has in the whole split.
     """
     labels, ids = dataset.labels, torch.arange(len(dataset))
-    if protocol.images_per_class:
-        ids = per_class(labels, protocol.images_per_class)
-    if protocol.profile != "none":
-        ids = ids[long_tail(labels[ids], dataset.num_classes, protocol.profile, protocol.imbalance, protocol.largest,
-                            protocol.smallest, protocol.seed)]  # fmt: skip
+    if spec.images_per_class:
+        ids = per_class(labels, spec.images_per_class)
+    if spec.profile != "none":
+        ids = ids[long_tail(labels[ids], dataset.num_classes, spec.profile, spec.imbalance, spec.largest,
+                            spec.smallest, spec.seed)]  # fmt: skip
     given = labels
-    if protocol.noise != "none":
-        given = noisy_labels(labels, dataset.num_classes, protocol.noise, protocol.rate, protocol.seed, protocol.pairs,
+    if spec.noise != "none":
+        given = noisy_labels(labels, dataset.num_classes, spec.noise, spec.rate, spec.seed, spec.pairs,
                              dataset.superclass)  # fmt: skip
     elif len(ids) == len(labels):
         return dataset, None
     part = subset(dataset, ids)
     part.labels = given[ids]
-    return part, Drawn(ids, given[ids], labels[ids])
+    return part, Subset(ids, given[ids], labels[ids])

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pycls.engine.checkpoint.sharded import Where, cutter, first_of_all, joiner, whole_shapes
-from pycls.engine.checkpoint.sharded_rows import Split
+from pycls.engine.checkpoint.sharded import Where, first_found, gather_fn, shard_fn, whole_shapes
+from pycls.engine.checkpoint.sharded_rows import ShardedRows
 from pycls.engine.checkpoint.snapshot import Snapshot, take
 from pycls.engine.checkpoint.state_file import load_state, parts_of, write_part, write_snapshot
 from pycls.errors import DamagedFile, InputError, RunError
@@ -36,7 +36,7 @@ _ALONE = Ranks()
 class Checkpoints:
     """The checkpoints in ``folder``: ``step_000001234.safetensors`` and ``best.safetensors``.
 
-    Of a state that processes share out, each writes its part, ``part_000001234_<tag>_<rank>_of_<processes>.safetensors``, where
+    Of a sharded state each process writes its part, ``part_000001234_<tag>_<rank>_of_<processes>.safetensors``, where
     the tag is of this one attempt to save; when all parts are there, rank 0 writes the file that names them. Before that there
     is no checkpoint, and afterwards nothing of it changes any more.
 
@@ -77,7 +77,7 @@ class Checkpoints:
         self, step: int, state: Mapping[str, Any], best: bool, ranks: Ranks = _ALONE, finite: Collection[str] = (),
         check: Callable[[str | None], None] | None = None,
     ) -> None:  # fmt: skip
-        """Copies the state, which may then change again, and has a thread of its own write it durably, then let
+        """Copies the state, which may then change again, and has a background thread write it durably, then let
         ``best.safetensors`` be this one too if it is, then remove the oldest. Waits first for the one before.
 
         Args:
@@ -85,7 +85,7 @@ class Checkpoints:
             state: the tree.
             best: whether it is the best one so far.
             ranks: this process's among those that save the state together, which all call this: each writes its
-                :class:`pycls.engine.checkpoint.snapshot.Part` of the tensors, and rank 0 all the rest.
+                :class:`pycls.engine.checkpoint.snapshot.LocalShard` of the tensors, and rank 0 the others.
             finite: the places in the tree of what should be finite.
             check: called with the place of one that is not, or None; nothing is written if it raises.
 
@@ -93,10 +93,10 @@ class Checkpoints:
             RunError: the disk refused the one before. Older checkpoints are intact.
         """
         self.wait()
-        snapshot, parts = take(state, self._memory, parts_only=not ranks.is_main, finite=finite), []
+        snapshot, parts = take(state, self._memory, shards_only=not ranks.is_main, finite=finite), []
         if check is not None:
             check(snapshot.bad)
-        if snapshot.parts:
+        if snapshot.shards:
             tag = broadcast_object(secrets.token_hex(4))
             parts = [self.folder / f"part_{step:09d}_{tag}_{rank}_of_{ranks.world_size}.safetensors"
                      for rank in range(ranks.world_size)]  # fmt: skip
@@ -117,7 +117,7 @@ class Checkpoints:
         """In a thread: it must not communicate, which the training does at the same time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if parts:
-            write_part(parts[ranks.rank], snapshot.parts)
+            write_part(parts[ranks.rank], snapshot.shards)
         if not ranks.is_main or not self._are_there(parts):
             return
         write_snapshot(self.path(step), snapshot, parts)
@@ -132,7 +132,7 @@ class Checkpoints:
             if self._alone.is_set():
                 return False
             if time.monotonic() > deadline:
-                raise RunError(f"the checkpoint is incomplete: nobody wrote {self.folder / missing[0]} within "
+                raise RunError(f"the checkpoint is incomplete: no process wrote {self.folder / missing[0]} within "
                                f"{self.timeout_s:.0f} s (RUNTIME.TIMEOUT)")  # fmt: skip
             self._alone.wait(_POLL_S)
         return True
@@ -189,31 +189,31 @@ class Checkpoints:
 
 
 def load_together(path: Path, ranks: Ranks) -> dict[str, Any]:
-    """A checkpoint, in all processes, which share the checking of its parts; what lies in parts is a
-    :class:`pycls.engine.checkpoint.sharded_rows.Split`.
+    """A checkpoint, in all processes, each of which verifies some of its parts; what is sharded is a
+    :class:`pycls.engine.checkpoint.sharded_rows.ShardedRows`.
 
     Raises:
         DamagedFile: it is damaged, as one of the processes has found. All of them raise it.
     """
-    state, trouble = {}, None
+    state, damage = {}, None
     try:
         state = load_state(path, whole=False, share=(ranks.rank, ranks.world_size))
     except DamagedFile as error:
-        trouble = str(error)
-    trouble = first_of_all(trouble)
-    if trouble is not None:
-        raise DamagedFile(trouble)
+        damage = str(error)
+    damage = first_found(damage)
+    if damage is not None:
+        raise DamagedFile(damage)
     return state
 
 
 def model_state(model: nn.Module, where: Where = "everywhere") -> dict[str, Any]:
-    """Parameters and buffers by name; all processes call it. What they share out is as
-    :func:`pycls.engine.checkpoint.sharded.joiner` says, whole or a part."""
-    join = joiner(model, where)
-    return {name: join(name, value) for name, value in model.state_dict().items()}
+    """Parameters and buffers by name; all processes call it. What is sharded is gathered, or not, as
+    :func:`pycls.engine.checkpoint.sharded.gather_fn` says."""
+    gather = gather_fn(model, where)
+    return {name: gather(name, value) for name, value in model.state_dict().items()}
 
 
-def check_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], source: str) -> None:
+def check_model_state(model: nn.Module, state: Mapping[str, Tensor | ShardedRows], source: str) -> None:
     """Raises InputError unless the model has exactly these names and shapes: else the weights are another model's."""
     own = whole_shapes(model)
     for name in _optional(model) - state.keys():
@@ -227,18 +227,18 @@ def check_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], sou
         raise InputError(f"{source} holds the weights of another model: {count} names or shapes differ ({what})")
 
 
-def load_model_state(model: nn.Module, state: Mapping[str, Tensor | Split], source: str) -> None:
-    """Copies weights into a model that has exactly these, or this process's part of them, one after another.
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor | ShardedRows], source: str) -> None:
+    """Copies weights into a model that has exactly these, or this process's shard of them, one after another.
 
     Raises:
         InputError: names or shapes differ: the weights are another model's.
     """
     check_model_state(model, state, source)
-    cut, optional = cutter(model), _optional(model)
+    shard, optional = shard_fn(model), _optional(model)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if name in state or name not in optional:
-                value.copy_(cut(name, state[name]))
+                value.copy_(shard(name, state[name]))
 
 
 def _optional(model: nn.Module) -> set[str]:
@@ -252,16 +252,16 @@ def _optional(model: nn.Module) -> set[str]:
 def optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, where: Where = "everywhere"
 ) -> dict[str, dict[str, Any] | None]:
-    """The optimiser's state by the name of each trained parameter, joined as by :func:`model_state`; None where it has none,
+    """The optimiser's state by the name of each trained parameter, gathered as by :func:`model_state`; None where it has none,
     as of a parameter that has had no gradient yet."""
-    join = joiner(model, where)
+    gather = gather_fn(model, where)
 
-    def joined(name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        state = {key: join(name, value) if isinstance(value, Tensor) else value for key, value in values.items()}
+    def gathered(name: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        state = {key: gather(name, value) if isinstance(value, Tensor) else value for key, value in values.items()}
         return state or None
 
     return {
-        name: joined(name, optimizer.state.get(parameter, {}))
+        name: gathered(name, optimizer.state.get(parameter, {}))
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -271,16 +271,16 @@ def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any] | None]
 ) -> None:
     """Restores what :func:`optimizer_state` gave."""
-    parameters, cut = dict(model.named_parameters()), cutter(model)
+    parameters, shard = dict(model.named_parameters()), shard_fn(model)
     for name, values in state.items():
         if values is None:
             continue
         parameter = parameters[name]
         restored = {}
         for key, value in values.items():
-            if isinstance(value, Tensor | Split):
+            if isinstance(value, Tensor | ShardedRows):
                 # fused optimisers keep the step counter as float32 on the parameter's device, and moments in its layout
-                value = cut(name, value).to(parameter.device)
+                value = shard(name, value).to(parameter.device)
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
             restored[key] = value
         optimizer.state[parameter] = restored

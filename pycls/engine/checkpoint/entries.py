@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pycls.engine.checkpoint.sharded_rows import Split
+from pycls.engine.checkpoint.sharded_rows import ShardedRows
 from pycls.errors import InputError
 
 Kind = tuple[str, Callable[[Any], bool]]
@@ -52,7 +52,7 @@ def floats(shape: tuple[int, ...]) -> Kind:
     """Floating-point numbers of a shape; a single one may be a plain number, too."""
 
     def fits(value: Any) -> bool:
-        if isinstance(value, Split) or (isinstance(value, Tensor) and value.is_floating_point()):
+        if isinstance(value, ShardedRows) or (isinstance(value, Tensor) and value.is_floating_point()):
             return tuple(value.shape) == tuple(shape)
         return not shape and is_number(value)
 
@@ -74,7 +74,7 @@ _NUMBER: Kind = ("a number", is_number)
 POSITIVE: Kind = ("a positive number", lambda value: is_number(value) and value > 0)
 MAPPING: Kind = ("a mapping with names", lambda value: isinstance(value, Mapping) and all(isinstance(k, str) for k in value))
 _NUMBERS: Kind = ("numbers by name", lambda value: MAPPING[1](value) and all(type(v) in (int, float) for v in value.values()))
-_TENSOR: Kind = ("a tensor", lambda value: isinstance(value, Tensor | Split))
+_TENSOR: Kind = ("a tensor", lambda value: isinstance(value, Tensor | ShardedRows))
 SCALAR: Kind = ("one number", lambda value: (isinstance(value, Tensor) and value.ndim == 0) or is_number(value))
 COUNTS: Kind = ("a tensor of 3 counts", lambda value: isinstance(value, Tensor) and value.dtype == torch.int64
                  and value.shape == (3,) and bool((value >= 0).all()))  # fmt: skip
@@ -114,7 +114,7 @@ def no_others(entries: Mapping[str, Any], source: str, known: Iterable[str], pla
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Tensor | Split):
+    if isinstance(value, Tensor | ShardedRows):
         return f"a tensor {list(value.shape)}"
     if isinstance(value, Mapping | list):
         return f"a {'list' if isinstance(value, list) else 'mapping'} of {len(value)}"

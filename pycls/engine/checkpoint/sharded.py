@@ -1,7 +1,7 @@
-"""Models of which each process has a part: their states, from any number of processes for any other.
+"""Sharded models, of which each process has a shard: their states, from any number of processes for any other.
 
-A part is of one of two kinds: a ``DTensor`` of FSDP2 (any parameter), or the rows of a process's classes, in a module that
-has a ``shard`` which can cut them out of the whole and join them again (``HEAD.PARALLEL class``).
+A shard is of one of two kinds: a ``DTensor`` of FSDP2 (any parameter), or the rows of a process's classes, in a module that
+has a ``shard`` which can take them from the whole and gather them again (``HEAD.PARALLEL class``).
 """
 
 import contextlib
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from pycls.engine.checkpoint.sharded_rows import Split
-from pycls.engine.checkpoint.snapshot import Part
+from pycls.engine.checkpoint.sharded_rows import ShardedRows
+from pycls.engine.checkpoint.snapshot import LocalShard
 from pycls.runtime.distributed import agree, all_reduce_sum, gather_objects, gather_rows
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-Where = Literal["everywhere", "rank 0", "in parts"]
+Where = Literal["everywhere", "rank 0", "sharded"]
 
 
 def is_dtensor(value: object) -> "TypeGuard[DTensor]":
-    """Whether it is shared out by FSDP2, whose modules take a second to import: there is none where nobody has."""
+    """Whether it is sharded by FSDP2, whose modules take a second to import: where they are not imported, nothing is."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
@@ -35,7 +35,7 @@ def _is_fsdp(network: nn.Module) -> "TypeGuard[FSDPModule]":
 
 
 def class_shards(model: nn.Module) -> dict[str, Any]:
-    """What cuts and joins, by the names of the parameters that are cut by class."""
+    """The class shards by the names of the parameters that are sharded by class."""
     return {
         f"{prefix}.{name}" if prefix else name: module.shard
         for prefix, module in model.named_modules()
@@ -46,20 +46,20 @@ def class_shards(model: nn.Module) -> dict[str, Any]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a process has a part only: then all must make each forward pass together."""
+    """Whether a process has a shard of the model only: then all must make each forward pass together."""
     return bool(class_shards(model)) or any(is_dtensor(parameter) for parameter in model.parameters())
 
 
-def joiner(model: nn.Module, where: Where = "everywhere") -> Callable[[str, Tensor], Tensor | Part]:
-    """(name of a parameter or buffer, its value or a state of the optimiser for it) -> what there is to be of it.
+def gather_fn(model: nn.Module, where: Where = "everywhere") -> Callable[[str, Tensor], Tensor | LocalShard]:
+    """(name of a parameter or buffer, its value or a state of the optimiser for it) -> the value to save.
 
-    Of what the processes share out this is the whole, in the host's memory: in every process, or in rank 0's only, where the
-    others send theirs and get their own back. Or each process gets its own rows as a :class:`Part`, and nothing travels. All
+    Of what is sharded this is the whole, in the host's memory: in every process, or in rank 0's only, where the others send
+    theirs and get their own back. Or each process gets its own rows as a :class:`LocalShard`, without communication. All
     processes call it for the same names in the same order.
     """
     shards = class_shards(model)
 
-    def join(name: str, value: Tensor) -> Tensor | Part:
+    def gather(name: str, value: Tensor) -> Tensor | LocalShard:
         if is_dtensor(value):
             own, sizes = value.to_local().detach(), _rows_of_processes(value)
         elif name in shards and value.ndim:
@@ -68,27 +68,27 @@ def joiner(model: nn.Module, where: Where = "everywhere") -> Callable[[str, Tens
             return value
         if len(sizes) == 1:
             return own.cpu()
-        if where == "in parts":
-            return Part(own)
+        if where == "sharded":
+            return LocalShard(own)
         if where == "rank 0":
             return gather_rows(own.cpu(), sizes)
         return value.full_tensor().cpu() if is_dtensor(value) else shards[name].whole(own.cpu())
 
-    return join
+    return gather
 
 
 def _rows_of_processes(value: "DTensor") -> list[int]:
-    """How many rows each process has: FSDP2 cuts as ``torch.chunk`` does."""
+    """How many rows each process has: FSDP2 shards as ``torch.chunk`` does."""
     count = value.device_mesh.size()
     most = -(-len(value) // count)
     return [max(0, min(most, len(value) - rank * most)) for rank in range(count)]
 
 
-def cutter(model: nn.Module) -> Callable[[str, Tensor | Split], Tensor]:
-    """Undoes :func:`joiner`: (name, whole) -> this process's part."""
+def shard_fn(model: nn.Module) -> Callable[[str, Tensor | ShardedRows], Tensor]:
+    """Undoes :func:`gather_fn`: (name, whole) -> this process's shard."""
     shards, parameters = class_shards(model), dict(model.named_parameters())
 
-    def cut(name: str, value: Tensor | Split) -> Tensor:
+    def shard(name: str, value: Tensor | ShardedRows) -> Tensor:
         like = parameters.get(name)
         if is_dtensor(like) and value.shape == like.shape:
             sizes, rank, mesh = _rows_of_processes(like), like.device_mesh.get_local_rank(), like.device_mesh
@@ -96,13 +96,13 @@ def cutter(model: nn.Module) -> Callable[[str, Tensor | Split], Tensor]:
             return type(like).from_local(rows, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
         if name in shards and value.ndim:
             return value[shards[name].rows(len(value))]
-        return value[:] if isinstance(value, Split) else value
+        return value[:] if isinstance(value, ShardedRows) else value
 
-    return cut
+    return shard
 
 
 def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of the parameters and buffers, of all processes' rows where they are shared out."""
+    """Shapes of the parameters and buffers, of all processes' rows where they are sharded."""
     shards = class_shards(model)
     return {
         name: torch.Size((sum(shards[name].sizes(value)), *value.shape[1:])) if name in shards else value.shape
@@ -110,8 +110,8 @@ def whole_shapes(model: nn.Module) -> dict[str, torch.Size]:
     }
 
 
-def share_parameters(model: nn.Module, units: Iterable[nn.Module], ignored: set[nn.Parameter]) -> None:
-    """FSDP2: shares the parameters out among all processes, which gather those of one of the ``units`` at a time for the
+def shard_parameters(model: nn.Module, units: Iterable[nn.Module], ignored: set[nn.Parameter]) -> None:
+    """FSDP2: shards the parameters among all processes, which gather those of one of the ``units`` at a time for the
     forward and backward passes, and what no unit has for all of both. ``ignored`` stay as they are."""
     from torch.distributed.fsdp import fully_shard
 
@@ -140,19 +140,19 @@ def clip_gradients(model: nn.Module, most: float) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), most)
         return
     shards = class_shards(model)
-    parts: list[Tensor] = []
-    wholes: list[Tensor] = []
+    sharded: list[Tensor] = []
+    whole: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if is_dtensor(parameter.grad):
-            parts.append(parameter.grad.to_local())
+            sharded.append(parameter.grad.to_local())
         elif parameter.grad is not None:
-            (parts if name in shards else wholes).append(parameter.grad)
-    of_parts, of_wholes = nn.utils.get_total_norm(parts), nn.utils.get_total_norm(wholes)
-    total = (all_reduce_sum(of_parts.square()) + of_wholes.square()).sqrt()
-    torch._foreach_mul_([*parts, *wholes], (most / (total + 1e-6)).clamp(max=1))
+            (sharded if name in shards else whole).append(parameter.grad)
+    sharded_norm, whole_norm = nn.utils.get_total_norm(sharded), nn.utils.get_total_norm(whole)
+    total = (all_reduce_sum(sharded_norm.square()) + whole_norm.square()).sqrt()
+    torch._foreach_mul_([*sharded, *whole], (most / (total + 1e-6)).clamp(max=1))
 
 
-def first_of_all(found: str | None) -> str | None:
+def first_found(found: str | None) -> str | None:
     """What the first process that found something found; the same in all of them."""
     return next((one for one in gather_objects(found) if one is not None), None)
 

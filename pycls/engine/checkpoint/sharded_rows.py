@@ -1,4 +1,4 @@
-"""Tensors whose rows lie in several files."""
+"""Sharded tensors as they are saved: their rows lie in several files."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Split:
+class ShardedRows:
     """A tensor of a state whose rows lie in several files, one file's after another's; a slice of rows is a tensor.
 
     Attributes:

@@ -17,58 +17,58 @@ MAP = "__map__"
 
 
 @dataclass(frozen=True)
-class Part:
-    """In a tree that several processes save together: this process's rows of a tensor whose rows they have in turn."""
+class LocalShard:
+    """In a tree that several processes save together: this process's rows of a tensor whose rows are sharded in rank order."""
 
     rows: Tensor
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A tree that nobody changes any more.
+    """A copy of a tree that nothing else changes.
 
     Attributes:
         tree: JSON, with a tensor's place in the tree as its name in its stead.
         tensors: by that name, on the CPU, each in the memory order of its original.
-        parts: this process's rows of the others, likewise.
+        shards: this process's rows of the sharded tensors, likewise.
         bad: the place of a tensor that was to be finite and is not, if there is one.
     """
 
     tree: str
     tensors: dict[str, Tensor]
-    parts: dict[str, Tensor]
+    shards: dict[str, Tensor]
     bad: str | None = None
 
 
 def take(
-    state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, parts_only: bool = False, finite: Collection[str] = ()
+    state: Mapping[str, Any], memory: dict[str, Tensor] | None = None, shards_only: bool = False, finite: Collection[str] = ()
 ) -> Snapshot:
-    """Copies a tree of dicts, lists, tensors, :class:`Part`, numbers, strings, booleans and None; on return it may be changed
-    again.
+    """Copies a tree of dicts, lists, tensors, :class:`LocalShard`, numbers, strings, booleans and None; on return it may be
+    changed again.
 
     Args:
         state: the tree.
-        memory: tensors of an earlier snapshot that nobody needs any more: they are written over where they fit, so that the
-            system need not find, clear and map as much memory anew. Those of this one are there afterwards.
-        parts_only: whether another process takes what is no part.
-        finite: the places of tensors and parts that are to be finite.
+        memory: tensors of an earlier snapshot that are no longer needed: they are written over where they fit, so that the
+            system need not find, clear and map as much memory again. Those of this one are there afterwards.
+        shards_only: whether another process takes what is not sharded.
+        finite: the places of tensors and shards that are to be finite.
 
     Raises:
         TypeError: something else is in the tree.
     """
     memory = {} if memory is None else memory
     tensors: dict[str, Tensor] = {}
-    parts: dict[str, Tensor] = {}
-    tree = json.dumps(_pack(state, "", tensors, parts), sort_keys=True)
-    sources = parts if parts_only else tensors | parts
-    copies = {name: _room(source, memory.get(name)) for name, source in sources.items()}
+    shards: dict[str, Tensor] = {}
+    tree = json.dumps(_pack(state, "", tensors, shards), sort_keys=True)
+    sources = shards if shards_only else tensors | shards
+    copies = {name: _host_buffer(source, memory.get(name)) for name, source in sources.items()}
     memory.clear()
     memory.update(copies)
     _copy(sources, copies)
     bad = _not_finite({name: source for name, source in sources.items() if name in frozenset(finite)})
     if any(source.is_cuda for source in sources.values()):
         torch.cuda.synchronize()  # the copies into page-locked memory
-    return Snapshot(tree, {n: copies[n] for n in tensors if n in copies}, {n: copies[n] for n in parts}, bad)
+    return Snapshot(tree, {n: copies[n] for n in tensors if n in copies}, {n: copies[n] for n in shards}, bad)
 
 
 @torch.no_grad()
@@ -92,27 +92,27 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name in tensors if name in bad), None)
 
 
-def _room(source: Tensor, old: Tensor | None) -> Tensor:
+def _host_buffer(source: Tensor, old: Tensor | None) -> Tensor:
     """Host memory for a copy in the same memory order, page-locked for what comes from a GPU."""
     if old is not None and (old.shape, old.dtype, old.stride()) == (source.shape, source.dtype, source.stride()):
         return old
     return torch.empty_like(source, device="cpu", requires_grad=False, pin_memory=source.is_cuda)
 
 
-def _pack(value: Any, place: str, tensors: dict[str, Tensor], parts: dict[str, Tensor]) -> Any:
-    """The JSON form of a tree; its tensors are added to ``tensors`` and ``parts`` under their places."""
+def _pack(value: Any, place: str, tensors: dict[str, Tensor], shards: dict[str, Tensor]) -> Any:
+    """The JSON form of a tree; its tensors are added to ``tensors`` and ``shards`` under their places."""
     if isinstance(value, Tensor):
         tensors[place] = value
         return {TENSOR: place}
-    if isinstance(value, Part):
-        parts[place] = value.rows
+    if isinstance(value, LocalShard):
+        shards[place] = value.rows
         return {PART: place}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value):
-            return {key: _pack(item, f"{place}/{key}" if place else key, tensors, parts) for key, item in value.items()}
-        return {MAP: [[key, _pack(item, f"{place}/{key}", tensors, parts)] for key, item in value.items()]}
+            return {key: _pack(item, f"{place}/{key}" if place else key, tensors, shards) for key, item in value.items()}
+        return {MAP: [[key, _pack(item, f"{place}/{key}", tensors, shards)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [_pack(item, f"{place}/{i}", tensors, parts) for i, item in enumerate(value)]
+        return [_pack(item, f"{place}/{i}", tensors, shards) for i, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{place}: a {type(value).__name__} cannot be saved")

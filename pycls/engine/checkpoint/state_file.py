@@ -3,9 +3,8 @@
 The tensors are the file's tensors; the rest of the tree is JSON in its metadata, with the tensors' names in their places.
 The metadata also holds a SHA-256 over all of it, so that a flipped bit anywhere is found when the file is read.
 
-Of a state that several processes share out, each writes its rows of the tensors into a file of its own, a part; the file of
-the state, which is written after them, then has the parts' names and checksums beside what is nobody's own. Parts lie in the
-same folder.
+Of a sharded state each process writes its rows of the tensors into its own file, a part; the file of the state, which is
+written after them, then has the parts' names and checksums beside what is not sharded. Parts lie in the same folder.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pycls.engine.checkpoint.entries import check_checkpoint, check_facts
-from pycls.engine.checkpoint.sharded_rows import Split
+from pycls.engine.checkpoint.sharded_rows import ShardedRows
 from pycls.engine.checkpoint.snapshot import MAP, PART, TENSOR, Snapshot, take
 from pycls.engine.checkpoint.torch_file import is_torch_file, load_torch_weights
 from pycls.errors import DamagedFile, InputError
@@ -50,8 +49,8 @@ def write_snapshot(path: str | Path, snapshot: Snapshot, parts: Sequence[Path] =
 
     Args:
         path: the file.
-        snapshot: the tree, and the tensors that are no process's own.
-        parts: where :func:`write_part` has written those that are, by rank.
+        snapshot: the tree, and the tensors that are not sharded.
+        parts: where :func:`write_part` has written the sharded ones, by rank.
     """
     tensors, tree = snapshot.tensors, snapshot.tree
     listed = json.dumps([[part.name, _read(part)[0].get("sha256")] for part in parts]) if parts else ""
@@ -72,7 +71,7 @@ def load_state(path: str | Path, whole: bool = True, share: tuple[int, int] = (0
 
     Args:
         path: the file.
-        whole: whether tensors that lie in parts are joined; else they are :class:`Split`, of which nothing is in memory.
+        whole: whether sharded tensors are made whole; else they are :class:`ShardedRows`, of which nothing is in memory.
         share: (k, n): of the parts the k-th of every n is verified, and others do the rest.
 
     Raises:
@@ -80,7 +79,7 @@ def load_state(path: str | Path, whole: bool = True, share: tuple[int, int] = (0
         InputError: no such file.
     """
     state = _state(path, *_read(path), share)
-    return _joined(state) if whole else state
+    return _whole(state) if whole else state
 
 
 def parts_of(path: Path) -> list[str]:
@@ -113,8 +112,8 @@ def _state(
     if metadata.get("sha256") != _digest(tensors, metadata.get("state", "") + listed):
         raise DamagedFile(f"{path} is damaged: its contents do not match its checksum")
     try:
-        splits = _splits(Path(path), json.loads(listed), share) if listed else {}
-        state = _unpack(json.loads(metadata["state"]), tensors, splits)
+        sharded = _read_parts(Path(path), json.loads(listed), share) if listed else {}
+        state = _unpack(json.loads(metadata["state"]), tensors, sharded)
     except DamagedFile:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -130,8 +129,8 @@ def _no_tree(path: str | Path, name: str, error: Exception) -> InputError:
     return InputError(f"{path}: the {name} in its metadata cannot be read ({reason}); it should be as pycls writes it")
 
 
-def _splits(path: Path, listed: list[tuple[str, str]], share: tuple[int, int]) -> dict[str, Split]:
-    """The tensors in the parts of a file, which are verified in turn."""
+def _read_parts(path: Path, listed: list[tuple[str, str]], share: tuple[int, int]) -> dict[str, ShardedRows]:
+    """The sharded tensors in the parts of a file, which are verified in turn."""
     parts = []
     for k, (name, sha256) in enumerate(listed):
         part = path.parent / Path(name).name
@@ -142,22 +141,22 @@ def _splits(path: Path, listed: list[tuple[str, str]], share: tuple[int, int]) -
         if changed or metadata.get("format") != PART_FORMAT or metadata.get("sha256") != sha256:
             raise DamagedFile(f"{part} is damaged: its contents do not match the checksum in {path.name}")
         parts.append(rows)
-    splits = {}
+    sharded = {}
     for name in parts[0]:
         pieces = [rows[name] for rows in parts if name in rows]
         if len(pieces) < len(parts) or len({(piece.dtype, piece.ndim > 0, piece.shape[1:]) for piece in pieces}) > 1:
             raise DamagedFile(f"{path} is damaged: its parts do not fit together")
-        splits[name] = Split(pieces)
-    return splits
+        sharded[name] = ShardedRows(pieces)
+    return sharded
 
 
-def _joined(value: Any) -> Any:
-    """A tree with whole tensors in the place of those that lie in parts."""
+def _whole(value: Any) -> Any:
+    """A tree with whole tensors in the place of the sharded ones."""
     if isinstance(value, dict):
-        return {key: _joined(item) for key, item in value.items()}
+        return {key: _whole(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_joined(item) for item in value]
-    return value[:] if isinstance(value, Split) else value
+        return [_whole(item) for item in value]
+    return value[:] if isinstance(value, ShardedRows) else value
 
 
 def _digest(tensors: Mapping[str, Tensor], tree: str) -> str:
@@ -192,16 +191,16 @@ def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         file.write(_bytes(tensors[name]))
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor], splits: Mapping[str, Split]) -> Any:
+def _unpack(value: Any, tensors: Mapping[str, Tensor], sharded: Mapping[str, ShardedRows]) -> Any:
     if isinstance(value, dict):
         if TENSOR in value:
             return tensors[value[TENSOR]]
         if PART in value:
-            return splits[value[PART]]
+            return sharded[value[PART]]
         if MAP in value:
-            return {key: _unpack(item, tensors, splits) for key, item in value[MAP]}
-        return {key: _unpack(item, tensors, splits) for key, item in value.items()}
-    return [_unpack(item, tensors, splits) for item in value] if isinstance(value, list) else value
+            return {key: _unpack(item, tensors, sharded) for key, item in value[MAP]}
+        return {key: _unpack(item, tensors, sharded) for key, item in value.items()}
+    return [_unpack(item, tensors, sharded) for item in value] if isinstance(value, list) else value
 
 
 def save_weights(path: str | Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -230,7 +229,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata.get("format") == FORMAT:
         state = _state(path, metadata, tensors)
         check_checkpoint(state, str(path))
-        return _joined(state[better_weights(state)]), state
+        return _whole(state[better_weights(state)]), state
     text = metadata.get("pycls", "{}")
     if "sha256" in metadata and metadata["sha256"] != _digest(tensors, text):
         raise DamagedFile(f"{path} is damaged: its contents do not match its checksum")

@@ -1,4 +1,4 @@
-"""Classes shared out among processes: each has the prototypes, and the logits, of its own.
+"""Classes sharded among processes: each has the prototypes, and the logits, of its shard.
 
 The features of all processes are gathered, each process scores them against its classes (``ops/fused.py``), and what a softmax
 needs of a sample goes back to the process that has it: the largest of the processes' log-sum-exps (one all-reduce of
@@ -8,7 +8,7 @@ auxiliary losses then see what they see of a plain head, of their own samples.
 Gradients are those of the mean of the processes' losses, as under ``DistributedDataParallel``. It averages the gradients of
 what all processes have (the backbone, a learned scale), so these are the whole sum here, and leaves the shares alone.
 
-Partial FC (An et al., CVPR 2022): in training the classes of the batch and a random part of the others, drawn anew at each
+Partial FC (An et al., CVPR 2022): in training the classes of the batch and a random part of the others, drawn again at each
 step, take the place of all classes.
 """
 
@@ -45,7 +45,7 @@ class ClassShard:
         self, classes: int, rank: int = 0, world_size: int = 1, sample_rate: float = 1.0, draw: Draw | None = None
     ) -> None:
         if world_size > classes:
-            raise ValueError(f"{classes} classes cannot be shared out among {world_size} processes")
+            raise ValueError(f"{classes} classes cannot be sharded among {world_size} processes")
         if not 0 < sample_rate <= 1 or (sample_rate < 1 and draw is None):
             raise ValueError(f"the share of classes in a step is in (0, 1], not {sample_rate}, and has to be drawn")
         self.classes, self.rank, self.world_size, self.sample_rate, self.draw = classes, rank, world_size, sample_rate, draw
@@ -173,7 +173,7 @@ def shard_classes(head: Head, shard: ClassShard) -> None:
     if not isinstance(criterion, SoftmaxCriterion):
         raise ValueError(
             f"the criterion {getattr(criterion, 'name', type(criterion).__name__)} needs every logit of a sample in one "
-            "place; with classes shared out among processes (HEAD.PARALLEL class) take cross_entropy, class_balanced, "
+            "place; with classes sharded among processes (HEAD.PARALLEL class) take cross_entropy, class_balanced, "
             "logit_adjustment or focal"
         )
     if shard.sample_rate < 1 and criterion.uses_total:

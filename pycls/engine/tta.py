@@ -1,4 +1,4 @@
-"""Evaluation on several views of an image: its mirror image, ten crops."""
+"""Test-time augmentation: evaluation on several views of an image, its mirror image and crops."""
 
 import math
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Views:
-    """How often a model looks at an image.
+class TestTimeAugmentation:
+    """The views of an image whose predictions are averaged.
 
     Attributes:
         count: 1 the image, 2 its mirror image as well, 10 the corners and the centre, and their mirror images (Krizhevsky et
@@ -35,7 +35,7 @@ class Views:
         places = [*corners, ((height - size) // 2, (width - size) // 2)]
         return [images[:, :, top : top + size, left : left + size] for top, left in places]
 
-    def look(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
+    def predict(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
         """Logits ``[n, K]`` and loss: of several views the logarithm of the mean probability, and the mean loss."""
         outputs = [model(view, labels) for view in self.of(images)]
         if len(outputs) == 1:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pycls.engine import tta
 from pycls.engine.evaluate import MOST_CONFUSED, Evaluation, evaluate
 from pycls.engine.predictions import Predictions, by_training_size
-from pycls.engine.views import Views
 from pycls.report import csv_files
 
 
@@ -33,20 +33,20 @@ def test_views(count: int) -> None:
     images, labels = torch.randn(6, 2, 7, 7, generator=generator), torch.arange(6) % 4
     size = 5 if count == 10 else 7
     model = Scores(size)
-    views = Views(count, size).of(images)
+    views = tta.TestTimeAugmentation(count, size).of(images)
     if count == 10:
         functional = pytest.importorskip("torchvision.transforms.functional")
         ten = functional.ten_crop(images, size)
         assert all(any(torch.equal(view, one) for one in ten) for view in views) and len(views) == len(ten) == 10
     elif count == 2:
         assert torch.equal(views[0], images) and torch.equal(views[1][..., 0], images[..., -1])
-    logits, loss = Views(count, size).look(model, images, labels)
+    logits, loss = tta.TestTimeAugmentation(count, size).predict(model, images, labels)
     probabilities = torch.stack([model(view, labels).logits.softmax(1) for view in views]).mean(0)
     torch.testing.assert_close(logits.softmax(1), probabilities)
     torch.testing.assert_close(loss, torch.stack([model(view, labels).loss for view in views]).mean())
     if count > 1:  # it makes a difference, and none to which way round an image is
         assert not torch.allclose(probabilities, model(views[0], labels).logits.softmax(1), atol=1e-2)
-        torch.testing.assert_close(Views(count, size).look(model, images.flip(3), labels)[0], logits)
+        torch.testing.assert_close(tta.TestTimeAugmentation(count, size).predict(model, images.flip(3), labels)[0], logits)
 
 
 def test_groups_of_classes() -> None:

@@ -9,7 +9,7 @@ from data_makers import array_dataset
 
 from pycls.data.subset.label_noise import noisy_labels
 from pycls.data.subset.long_tail import exponential_profile, keep_profile, long_tail, pareto_profile
-from pycls.data.subset.subset_spec import Protocol, draw
+from pycls.data.subset.subset_spec import SubsetSpec, make_subset
 from pycls.errors import InputError
 
 
@@ -92,12 +92,12 @@ def test_noise_is_a_matter_of_the_sample() -> None:
     wrong = little != LABELS
     assert torch.equal(little[wrong], much[wrong])
     data = array_dataset(1000, classes=10)
-    _, whole = draw(data, Protocol(noise="symmetric", rate=0.3))
-    part, tail = draw(data, Protocol(profile="exponential", imbalance=10, noise="symmetric", rate=0.3))
+    _, whole = make_subset(data, SubsetSpec(noise="symmetric", rate=0.3))
+    part, tail = make_subset(data, SubsetSpec(profile="exponential", imbalance=10, noise="symmetric", rate=0.3))
     assert torch.equal(tail.labels, whole.labels[tail.ids]) and torch.equal(part.labels, tail.labels)
     assert torch.equal(part.images, data.images[tail.ids])
     assert torch.equal(torch.bincount(tail.true_labels), exponential_profile(100, 10, 10)), "the tail is of the true classes"
-    _, other = draw(data, Protocol(noise="symmetric", rate=0.3, seed=1))
+    _, other = make_subset(data, SubsetSpec(noise="symmetric", rate=0.3, seed=1))
     assert not torch.equal(other.labels, whole.labels)
     assert int(data.labels[0]) == 0 and torch.equal(data.labels, torch.arange(1000) % 10), "the split itself is clean"
 
@@ -105,26 +105,26 @@ def test_noise_is_a_matter_of_the_sample() -> None:
 def test_the_draw_is_the_same_on_every_machine() -> None:
     """Hashes computed on another day: integer arithmetic, and floats only where they are exact."""
     data = array_dataset(1000, classes=10)
-    protocol = Protocol(images_per_class=80, profile="exponential", imbalance=20, noise="blocks", rate=0.5, seed=3)
-    _, drawn = draw(data, protocol)
-    assert drawn.sha256 == "602bc0f215f54fe469b56b25d9ce60d8dca9c7a82879b6716f92583efa7964f5"
+    spec = SubsetSpec(images_per_class=80, profile="exponential", imbalance=20, noise="blocks", rate=0.5, seed=3)
+    _, subset = make_subset(data, spec)
+    assert subset.sha256 == "602bc0f215f54fe469b56b25d9ce60d8dca9c7a82879b6716f92583efa7964f5"
     file = io.BytesIO()
-    drawn.write(file)
+    subset.write(file)
     saved = np.load(io.BytesIO(file.getvalue()), allow_pickle=False)
-    assert np.array_equal(saved["ids"], drawn.ids) and np.array_equal(saved["labels"], drawn.labels)
-    assert "80 to 4 a class" in drawn.describe()
+    assert np.array_equal(saved["ids"], subset.ids) and np.array_equal(saved["labels"], subset.labels)
+    assert "80 to 4 a class" in subset.describe()
 
 
 def test_nothing_is_drawn_without_a_protocol() -> None:
     data = array_dataset(100)
-    same, drawn = draw(data, Protocol())
-    assert same is data and drawn is None
+    same, subset = make_subset(data, SubsetSpec())
+    assert same is data and subset is None
 
 
 def test_noise_that_cannot_be() -> None:
     with pytest.raises(InputError, match="no superclasses"):
         noisy_labels(LABELS, K, "superclass", 0.5, 0)
-    with pytest.raises(InputError, match="12 classes are no blocks of 5"):
+    with pytest.raises(InputError, match="12 classes cannot be divided into blocks of 5"):
         noisy_labels(LABELS % 12, 12, "blocks", 0.5, 0)
     with pytest.raises(InputError, match=r"\[1, 20\] is no pair of the classes 0\.\.19"):
         noisy_labels(LABELS, K, "pairs", 0.5, 0, pairs=[[1, 20]])
@@ -134,9 +134,9 @@ def test_cifar100_of_real_data(real_data: str) -> None:
     from pycls.data.sets.cifar import cifar100
 
     data = cifar100(real_data, "trainval", download=False)
-    _, tail = draw(data, Protocol(profile="exponential", imbalance=100))
+    _, tail = make_subset(data, SubsetSpec(profile="exponential", imbalance=100))
     assert len(tail.ids) == 10_847
-    _, noisy = draw(data, Protocol(noise="superclass", rate=0.4))
+    _, noisy = make_subset(data, SubsetSpec(noise="superclass", rate=0.4))
     assert torch.equal(data.superclass[noisy.labels], data.superclass[noisy.true_labels])
     assert 0.39 < float((noisy.labels != noisy.true_labels).double().mean()) < 0.41
     assert torch.bincount(data.superclass).tolist() == [5] * 20
