@@ -1,4 +1,4 @@
-"""Memory of a head beside the plain one, and steps of a million classes: each in a process to itself."""
+"""Memory of a head compared with the linear head, and steps with a million classes: each in a separate process."""
 
 import argparse
 import json

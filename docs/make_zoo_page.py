@@ -24,7 +24,7 @@ OPENING = """\
 Published weights for the architectures of this project: the 36 of pycls's Model Zoo, and torchvision's if both have the same
 network. This page is written by `python docs/make_zoo_page.py` from `pycls/zoo/*.json`.
 
-<!-- not run: fetches weights from the web; tests/zoo does the same with a server of its own -->
+<!-- not run: fetches weights from the web; tests/zoo does the same with a local server -->
 ```python
 import pycls
 
