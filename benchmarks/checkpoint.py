@@ -1,7 +1,7 @@
-"""How long a training stands still for a checkpoint: ResNet-50, its moving average and its optimiser.
+"""How long a checkpoint blocks training: ResNet-50, its moving average and its optimiser.
 
-Beside it, in the same rounds: copying the same tensors into memory that is there already, which is the least it could be,
-and what a plain loop does, ``torch.save`` without and with ``fsync``.
+Compared in the same rounds with copying the same tensors to allocated memory, which is the lower limit, and with ``torch.save``
+without and with ``fsync``.
 """
 
 import os

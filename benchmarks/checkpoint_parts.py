@@ -1,10 +1,10 @@
-"""Memory that a checkpoint takes in each process where the classes of a head are sharded.
+"""Memory that a checkpoint takes in each process if the classes of a head are sharded.
 
     python benchmarks/checkpoint_parts.py --classes 500000 --dim 128 --processes 2
 
-A head with momentum is saved gathered in rank 0, as one file, and in parts, as runs do it; then the parts are read again. Of
-each process the private memory (RssAnon: pages of mapped files are not counted, the system may drop those) that this adds at
-its highest, looked at every millisecond, and the time until the checkpoint is on the disk, or read.
+A head with momentum is saved gathered in rank 0, as one file, and in parts, as in a run; then the parts are loaded. For each
+process: the peak of the private memory that this adds (RssAnon, sampled every millisecond; pages of mapped files do not count,
+since the system may drop them), and the time until the checkpoint is written, or loaded.
 """
 
 import argparse

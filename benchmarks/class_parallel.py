@@ -1,11 +1,10 @@
-"""Memory and time of a head whose classes are sharded among processes, and a model of both for more than there are here.
+"""Memory and time of a head with classes sharded over processes, and an estimate of both for more processes and classes.
 
     python benchmarks/class_parallel.py --classes 500000 --dim 128 --processes 1 2 4
     python benchmarks/class_parallel.py --model
 
-Measured: ArcFace with SGD and momentum on the CPU, gloo; of each process the resident memory that the head, its optimiser and
-its steps add (the peak, above what the process had before), and the time of a step. The model is of GPUs; its assumptions are
-the options.
+Measured: ArcFace with SGD and momentum on the CPU, gloo; for each process the resident memory that the head, its optimiser and
+its steps add (the peak minus the value before), and the time of a step. The estimate is for GPUs; its assumptions are options.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""What the benchmarks share: who stands beside whom, how it is timed, and how it is shown.
+"""Common code of the benchmarks: alternating measurements, timing and tables.
 
-A machine is never equally quick for long. So nothing is compared with a time taken at another moment: what is measured
-and what it is compared with take turns, one right after the other, round after round, and a ratio is that of two
-neighbours. What is printed is the median of the rounds' ratios and their quartiles.
+The speed of a machine varies with time. Therefore the compared programs alternate in every round, a ratio is that of two
+consecutive measurements, and the median of the rounds' ratios and their quartiles are printed.
 """
 
 import argparse

@@ -1,14 +1,13 @@
-"""Elementary symmetric polynomials for the smooth top-k loss: pycls beside the algorithms of the paper, in one run.
+"""Elementary symmetric polynomials for the smooth top-k loss: pycls compared with the algorithms of the paper in one run.
 
     python benchmarks/esf.py [--k 5] [--classes 1000] [--batch 256] [--tau 0.1] [--scale 1] [--repeats N] [--busy] [--quick]
 
 Repeats the comparison of Berrada, Zisserman and Kumar (ICLR 2018): speed and stability of the summation algorithm in
-float32 and in float64, of divide and conquer in log-space with automatic derivatives and with the paper's own, and of
-pycls's. What each computes is what the loss needs of the polynomials, ``ln sigma_k - ln sigma_{k-1}`` of
-``exp(s_j / (k tau))`` over the classes but the label's, and its derivatives. The scores are float32 and normal, of
-standard deviation --scale. Beside them stands the log-sum-exp of the same scores, the least that a loss over all
-classes does; and what a head of pycls does on a processor with a C compiler, which is not these polynomials alone but the
-whole loss and its derivatives, at every call.
+float32 and in float64, of divide and conquer in log-space with automatic derivatives and with the paper's derivatives, and of
+pycls's algorithm. Each computes what the loss needs, ``ln sigma_k - ln sigma_{k-1}`` of ``exp(s_j / (k tau))`` over all classes
+except the label's, and its derivatives. The scores are float32 and normal with standard deviation --scale. They are compared
+with the log-sum-exp of the same scores, the minimum for a loss over all classes, and with pycls's C kernel, which computes the
+whole loss and its derivatives.
 
 The errors are those of float32 results against a float64 reference in log-space that never subtracts: of the ratio,
 relative to its own size or to 1 if that is smaller; of the derivatives, the largest of a sample relative to the

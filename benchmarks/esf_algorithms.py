@@ -1,4 +1,4 @@
-"""Ways to ``ln sigma_k - ln sigma_{k-1}`` of ``exp(s_j)``, j not the label: what ``esf.py`` compares.
+"""Algorithms for ``ln sigma_k - ln sigma_{k-1}`` of ``exp(s_j)``, j not the label, which ``esf.py`` compares.
 
 ``sigma_i`` is the i-th elementary symmetric polynomial. All but the reference are written from the description in
 Berrada, Zisserman, Kumar, "Smooth Loss Functions for Deep Top-k Classification", ICLR 2018, sections 4.2 and 4.3 and

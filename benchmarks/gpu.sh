@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# All that is to be measured on a GPU, the most important first: each command under a limit, and the next one after a failure.
+# All benchmarks for a GPU, the most important first, each with a time limit; a failure does not stop the others.
 #
 #     benchmarks/gpu.sh OUT [SECONDS]     # all of it within SECONDS (560)
-#     benchmarks/gpu.sh OUT --quick       # on the CPU, at sizes that say nothing: do the commands run at all?
+#     benchmarks/gpu.sh OUT --quick       # on the CPU, at tiny sizes: checks that the commands run
 #
-# OUT/NAME.txt is what a command printed, OUT/summary.txt how each ended. Looked for: CIFAR-100 in $PYCLS_DATA (nothing is
-# downloaded), photographs in $PHOTOS, a tree of JPEGs (pictures are drawn without it). The interpreter is $PYTHON (python).
+# OUT/NAME.txt has the output of a command, OUT/summary.txt how each ended. Data: CIFAR-100 in $PYCLS_DATA (nothing is
+# downloaded), photographs in $PHOTOS, a tree of JPEGs (without it images are generated). The interpreter is $PYTHON (python).
 set -u
 
 [ $# -ge 1 ] || { echo "usage: $0 OUT [SECONDS | --quick]" >&2; exit 2; }
@@ -33,7 +33,7 @@ SECONDS=0
 
 say() { echo "$1" | tee -a "$out/summary.txt"; }
 
-# name, seconds at most, command
+# name, time limit in seconds, command
 run() {
     local name=$1 limit=$2 left=$((total - SECONDS)) start=$SECONDS code how=ok
     shift 2

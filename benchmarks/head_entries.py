@@ -1,4 +1,4 @@
-"""What ``heads.py`` measures: every head, the plain linear head, pytorch-metric-learning's; and the sizes."""
+"""The heads that ``heads.py`` measures: every head, the linear head, those of pytorch-metric-learning; and the sizes."""
 
 import argparse
 import inspect

@@ -1,4 +1,4 @@
-"""Memory of a head beside the plain one, and steps of a million classes: each in a process to itself."""
+"""Memory of a head compared with the linear head, and steps with a million classes: each in a separate process."""
 
 import argparse
 import json
@@ -51,7 +51,7 @@ def report_memory(entry: Entry, size: Size, arguments: argparse.Namespace) -> No
         warm_up.call()
     problem = Problem(entry.make(size, "cpu"), size, "cpu", autocast)
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: the high-water mark starts again
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: resets the peak of the resident set
         before = _status_bytes("VmRSS")
     except OSError as error:
         raise SystemExit(f"the memory table needs Linux's /proc: {error}") from error

@@ -1,27 +1,26 @@
-"""Every head, forward and backward, beside a plain linear head, in one run; and beside pytorch-metric-learning and torch.
+"""Every head, forward and backward, compared with a linear head, pytorch-metric-learning and torch itself in one run.
 
     python benchmarks/heads.py [--size small|wide|many|tiny|million|gpu-small|gpu-100k|gpu-1m] [--heads NAME ...]
                                [--repeats N] [--threads N] [--device cpu|cuda] [--dtype float32|bf16] [--graph]
                                [--memory] [--no-peers] [--save] [--busy] [--quick]
 
-The plain head is ``nn.Linear`` and ``F.cross_entropy``. A call is the loss of features [N, D] and its gradients by
-features and weights, all gradients made again (set to None before, as an optimiser's ``zero_grad`` does). A head and the
-plain one take turns, right after each other. pytorch-metric-learning, if it is installed, has its own weights and takes the
-same features. "arcface's formula" is ArcFace written plainly, under torch.compile; F.linear_cross_entropy is torch's own
-(from 2.13 on), with its options. "matrix products" are the three products with the weights alone, into memory that is
-there: what no head can go below. On the CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in
-training: else it is luck whose gradients are faulted in at each call. A head with several prototypes a class stands beside
-a plain head of as many outputs, and L-GM with a diagonal covariance, whose arithmetic is that of twice the features,
-beside one of that size.
+The linear head is ``nn.Linear`` and ``F.cross_entropy``. A call computes the loss of features [N, D] and its gradients with
+respect to features and weights, all newly allocated (set to None before, as an optimiser's ``zero_grad`` does). A head and the
+linear head alternate. pytorch-metric-learning, if it is installed, has its own weights and takes the same features. "arcface's
+formula" is ArcFace written plainly, under torch.compile; F.linear_cross_entropy is torch's own (from 2.13 on), with its options.
+"matrix products" are only the three products with the weights, into allocated memory: the lower limit for every head. On the
+CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in training: otherwise page faults for new gradients
+would be counted at random. A head with several prototypes per class is compared with a linear head of as many outputs, and L-GM
+with a diagonal covariance, which has the arithmetic of twice the features, with a linear head of that size.
 
-On CUDA a small head may be done before the host has started its next kernel; then the host is what is timed. ``--graph``
-makes a CUDA graph of each side first.
+On CUDA a small head may finish before the host has launched the next kernel; then the time is that of the host. ``--graph``
+captures each side in a CUDA graph first.
 
-Memory (--memory, and always at the sizes that have a goal for it): on the CPU each head has a process to itself, in
-which a tiny head of its kind has run before, so that libraries are loaded; weights and features are made, the kernel's
-high-water mark of the resident set is reset, and two calls run. "extra" is the mark less the resident set before the
-calls; "peak" is extra plus features and weights. ``ru_maxrss`` would not do: it is inherited from the starting process.
-On CUDA both are the allocator's, in one process. A head that the device's memory does not hold is shown as such.
+Memory (--memory, and always at the sizes that have a goal for it): on the CPU each head has its own process, in which
+a tiny head of its kind has run before, so that libraries are loaded; weights and features are created, the kernel's peak of the
+resident set is reset, and two calls run. "extra" is the peak minus the resident set before the calls; "peak" is extra plus
+features and weights. ``ru_maxrss`` cannot be used: it is inherited from the starting process. On CUDA both are the allocator's,
+in one process. A head that does not fit into the device's memory is shown as such.
 
 ``--size million`` times a whole step of a million classes, SGD with momentum included, and shows the process's peak.
 """

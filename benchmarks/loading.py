@@ -1,17 +1,17 @@
-"""Photographs from JPEG files to normalised batches: pycls beside torchvision, timm, DALI and FFCV, in one run.
+"""Photographs from JPEG files to normalised batches: pycls compared with torchvision, timm, DALI and FFCV in one run.
 
     python benchmarks/loading.py [--photos DIR] [--cores 1,2] [--repeats N] [--peers timm DALI FFCV] [--device cuda]
                                  [--json FILE]
 
-Training is RandomResizedCrop 224 and a flip, evaluation Resize 256 and CenterCrop 224, both antialiased; every method hands
-over float32 batches. As many worker processes as cores, and all processes, the one that consumes included, are bound to
-these cores. Loaders and their processes are made beforehand; a pass is timed from asking for it to its last batch. The
-methods take turns. Without --photos (any tree of JPEGs) photographs of ImageNet's size are drawn in a temporary folder.
+Training is RandomResizedCrop 224 and a flip, evaluation Resize 256 and CenterCrop 224, both antialiased; every method returns
+float32 batches. There are as many worker processes as cores, and all processes, the consumer included, are bound to these
+cores. Loaders and workers are created beforehand; a pass is timed from its start to its last batch. The methods alternate.
+Without --photos (any tree of JPEGs) images of ImageNet's size are generated in a temporary folder.
 
-With --device cuda all batches end on the GPU: each method's are copied to it from ordinary memory, all in the same way, and in
-one row more pycls decodes there (DATA_LOADER.DECODER gpu), with as many processes to read the files.
+With --device cuda all batches end on the GPU: each method's batches are copied from pageable memory in the same way, and in an
+additional row pycls decodes on the GPU (DATA_LOADER.DECODER gpu), with as many worker processes to read the files.
 
-decode only is libjpeg-turbo (torchvision's) decoding whole images from memory, in one process a core, and nothing else.
+"decode only" is libjpeg-turbo (torchvision's) decoding whole images from memory, in one process per core.
 """
 
 import argparse

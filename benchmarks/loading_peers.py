@@ -1,14 +1,14 @@
-"""Loaders of others for benchmarks/loading.py: timm, DALI and FFCV, each with its own threads or processes.
+"""Other loaders for benchmarks/loading.py: timm, DALI and FFCV, each with its own threads or processes.
 
-Each is ``(root, batch, cores, train) -> passes``, on the JPEG files of ``root/val``, and hands over normalised float32
-``[n, 3, 224, 224]``. What is not installed is left out.
+Each is ``(root, batch, cores, train) -> passes``, on the JPEG files of ``root/val``, and returns normalised float32
+``[n, 3, 224, 224]``. Packages that are not installed are left out.
 
-- timm: its data set, transforms and loader, defaults but for colour jitter.
-- DALI: ``decoders.image_random_crop``, which decodes the crop alone, and an antialiased ``resize``, all on the CPU. Of an odd
-  number of pixels to cut away it takes the other half, so that its evaluation cut may lie a pixel aside; where it does not,
-  pixels differ from Pillow's by 0.2 to 0.5 grey levels of 255 on average.
-- FFCV: reads its own file, written from the same pictures beforehand: JPEG of quality 90, of the same size. It cuts the
-  centre before it resizes, by OpenCV's area interpolation, so that its pixels are not the reference's.
+- timm: its data set, transforms and loader, with defaults except for colour jitter.
+- DALI: ``decoders.image_random_crop``, which decodes only the crop, and an antialiased ``resize``, all on the CPU. It rounds
+  an odd margin the other way, so its evaluation crop may be shifted by one pixel; otherwise pixels differ from Pillow's by 0.2
+  to 0.5 grey levels of 255 on average.
+- FFCV: reads its own file format, written beforehand from the same images: JPEG of quality 90, of the same size. It crops the
+  centre before resizing, with OpenCV's area interpolation, so its pixels differ from the reference.
 """
 
 import importlib

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Methods for long tails on one data set, each over several seeds: accuracy on many, medium and few, the evaluation's own.
+"""Methods for long tails on one data set with several seeds: accuracy on many, medium and few, as the evaluation reports it.
 
     python benchmarks/long_tail.py fashion_mnist_lt --root DATA        # minutes on a CPU
     python benchmarks/long_tail.py cifar100_lt --root DATA             # on a GPU
 
-Each method is a file of ``configs/<set>``, run as it is. A run that is finished is not run again, so that the command may be
-stopped and repeated. Prints mean and standard deviation over the seeds, and whether the means are ordered as in the literature.
+Each method is a file of ``configs/<set>``, unchanged. Finished runs are not repeated, so the command can be stopped
+and restarted. Prints mean and standard deviation over the seeds and whether their order is that of the literature.
 """
 
 import argparse

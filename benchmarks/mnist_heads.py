@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """LeNet-5 on MNIST with every head, each with its documented defaults: the test errors in docs/heads.md.
 
-    python benchmarks/mnist_heads.py --root DATA --out runs/mnist_heads        # about a minute and a half a head on one core
+    python benchmarks/mnist_heads.py --root DATA --out runs/mnist_heads        # about 1.5 minutes per head on one core
 
-Each head is ``configs/mnist/lenet5_softmax.yaml`` with ``HEAD.NAME`` and 3 epochs, nothing else. A head whose run is finished
-is not run again, so that the command may be stopped and repeated. Each error goes into benchmarks/results/mnist_heads.json
-when it is known.
+Each head is ``configs/mnist/lenet5_softmax.yaml`` with ``HEAD.NAME`` and 3 epochs, nothing else. Finished runs are not
+repeated, so the command can be stopped and restarted. Each error is written to benchmarks/results/mnist_heads.json at once.
 """
 
 import argparse

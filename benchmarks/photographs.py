@@ -3,8 +3,8 @@
 
     python benchmarks/photographs.py DIR [--photos TREE] [--images 8448]
 
-Without --photos (any tree of JPEGs) pictures of ImageNet's size are drawn. Each is there as often as need be, as files of
-their own: links to files that both parts have would be refused.
+Without --photos (any tree of JPEGs) images of ImageNet's size are generated. Images are repeated as often as needed, as
+separate files: links to files that both splits have would be refused.
 """
 
 import argparse

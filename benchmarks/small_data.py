@@ -1,11 +1,11 @@
-"""An epoch of Fashion-MNIST, data alone: pycls beside torchvision, in one run on one machine.
+"""Loading an epoch of Fashion-MNIST: pycls compared with torchvision in one run.
 
     python benchmarks/small_data.py [--root DIR] [--repeats N] [--threads N]
 
 Both give batches of 256 normalised float32 images, 60,000 of 28x28, each cut at random after padding by 2 and flipped
 at random: torchvision by its data set, its transforms and DataLoader with 0 and 2 workers; pycls by TrainLoader. An
 epoch is timed from asking for it to its last batch, workers' start included as in every epoch of a plain DataLoader.
-The methods take turns, so that a busy moment of the machine hits all of them. Without the real files under --root,
+The methods alternate, so that other load on the machine affects all of them. Without the real files under --root,
 random images in the same format are made in a temporary folder: the time does not depend on what an image shows.
 """
 

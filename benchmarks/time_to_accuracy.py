@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Images a second of a training, and the seconds until its evaluations first reached an accuracy.
+"""Images per second of a training, and the seconds until its evaluations first reached an accuracy.
 
     python benchmarks/time_to_accuracy.py [--cfg FILE] [--top1 75] [--out DIR] [KEY VALUE ...]
 
-Runs the command line on a configuration (CIFAR-100 with a ResNet-18) with further options, from the beginning; a run that is
-finished is only read. All figures are the run's own: accuracies from ``result.json``, which are those of TRAIN.EVAL_SPLIT, the
+Runs the command line on a configuration (CIFAR-100 with a ResNet-18) with further options, from the beginning; a finished
+run is only read. All figures are those of the run: accuracies from ``result.json``, which are those of TRAIN.EVAL_SPLIT, the
 higher of model and moving average; times from ``stdout.log``.
 
-- seconds of training: the images of each log period by its images a second, added up: steps and their loader alone. The first
-  period has what happens once: cuDNN's trials, compiling.
-- seconds with all else: from the first line of the log to that after the epoch's evaluation; evaluations and checkpoints are in
-  it, the start of the program and reading the data are not. The log's clock has whole seconds.
+- seconds of training: the sum over the log periods of images divided by images per second: only steps and loading. The first
+  period includes one-time costs: cuDNN's autotuning, compilation.
+- total seconds: from the first line of the log to that after the epoch's evaluation; this includes evaluations and checkpoints,
+  but not the start of the program and reading the data. The log's clock has whole seconds.
 """
 
 import argparse

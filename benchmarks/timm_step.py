@@ -1,4 +1,4 @@
-"""timm's training step for benchmarks/train_step.py: its train.py restated with its own parts, since a wheel has no script.
+"""timm's training step for benchmarks/train_step.py: its train.py from its own components; its wheel has no script.
 
 Its loop is: data time, forward, loss, backward, optimiser, ``loss.item()`` into a meter, gradients to None, a line at the log
 interval, the scheduler's update. Its best settings on a CPU are taken: channels-last, ``--opt-kwargs fused=True``, no

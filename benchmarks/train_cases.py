@@ -1,4 +1,4 @@
-"""What ``train_step.py`` trains: models, sizes, goals, and random images for them."""
+"""The cases of ``train_step.py``: models, sizes, goals, and random images for them."""
 
 from dataclasses import dataclass, replace
 

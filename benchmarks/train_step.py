@@ -1,27 +1,26 @@
-"""Our whole training step beside a bare hand-written PyTorch loop and timm's train script, in one run.
+"""The whole training step compared with a bare PyTorch loop and timm's training script in one run.
 
     python benchmarks/train_step.py [--repeats N] [--threads N] [--only lenet5|resnet20|resnet18] [--by-step] [--busy] [--quick]
     python benchmarks/train_step.py --device cuda [--repeats N] [--only resnet50|resnet18_cifar] [--eager] [--quick]
 
-Ours is the loop of ``--mode train`` with the objects that it builds: learning rate and generator set at every step, the
-head as a part of the model, meters, finite-loss check, log file, TensorBoard, progress; the moving average is off, and
-so are evaluation and checkpoints, which are no part of a step. The bare loop is what one writes by hand on the same
-backbone: forward, ``nn.Linear``, ``F.cross_entropy``, backward, a fused SGD step, nothing else. Both have the same
-initial weights and read the same batches from their own loader of the same kind, channels-last where ours is, so
-the loader's work is in both. So is freed memory that is kept (``pycls.runtime.memory``), without which the bare loop
-would take up to half as long again on a CPU, in some epochs and not in others. The limit beside them is the bare step on
-one batch that is already there: the arithmetic alone. The images are random: time does not depend on what they show.
+pycls's is the loop of ``--mode train`` with the objects that it builds: learning rate and generator set at every step, the
+head as a part of the model, meters, finite-loss check, log file, TensorBoard, progress; without moving average, evaluation
+and checkpoints, which are not part of a step. The bare loop, on the same backbone, has only forward, ``nn.Linear``,
+``F.cross_entropy``, backward and a fused SGD step. Both have the same initial weights and read the same batches from separate
+loaders of the same kind, in the same memory format, so both include the loader's work. Both keep freed memory
+(``pycls.runtime.memory``), without which the bare loop would take up to 1.5 times as long on a CPU, in some epochs and not
+in others. The limit is the bare step on one batch in memory: only the arithmetic. The images are random: time does not
+depend on their content.
 
-On a GPU both sides are compiled (``torch.compile``, unless --eager), in bf16 by autocast and channels-last, and timed by events
-in its stream; the images are on it. Compiling is over before the first round.
+On a GPU both sides are compiled (``torch.compile``, unless --eager), use bf16 autocast and channels-last, and are timed with
+events in the GPU's stream; the images are in GPU memory. Compilation is finished before the first round.
 
-A round is an epoch of each, some seconds long, in which a neighbour on the same machine may come or go. ``--by-step`` lets
-ours and the bare loop take turns after every step instead: forward, backward, optimiser and, of ours, meters, without loader
-and log.
+A round is an epoch of each, some seconds long, in which other load on the machine may change. With ``--by-step`` pycls and the
+bare loop alternate after every step instead: forward, backward, optimiser and, for pycls, meters, without loader and log.
 
-timm stands right beside ours on the CPU, on images of colour: its loop as in its train.py (timm_step.py), once with its own
-loader and transforms, once on the batches of a loader of our kind, which is the step alone; ResNet-18 is its own, ResNet-20,
-which it has not, the bare loop's net.
+On the CPU, with colour images, timm is measured right after pycls: its loop as in its train.py (timm_step.py), once with its
+own loader and transforms, once with batches of a loader like pycls's, which is the step alone; ResNet-18 is timm's;
+ResNet-20, which timm does not have, is the network of the bare loop.
 """
 
 import contextlib

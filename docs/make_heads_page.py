@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes docs/heads.md: every head with its formula, options, parts, certificate, and the measured cost and accuracy.
+"""Writes docs/heads.md: every head with its formula, options, parts, numerical error, and the measured cost and accuracy.
 
-    python docs/make_heads_page.py              # certificates anew (a minute), figures from benchmarks/results/*.json
+    python docs/make_heads_page.py              # computes the errors (a minute); figures from benchmarks/results/*.json
     python docs/make_heads_page.py --check      # exit 1 unless the page has every head with its present options
 
-Formulas, papers and options are the docstrings and signatures themselves. The certificate is the largest relative error of
-loss, logits and all gradients against the per-sample float64 references of tests/heads.
+Formulas, papers and options come from docstrings and signatures. The numerical error is the largest relative error of loss,
+logits and all gradients against the per-sample float64 references of tests/heads.
 """
 
 import argparse
@@ -28,18 +28,18 @@ RESULTS = ROOT / "benchmarks" / "results"
 OPENING = """\
 # The heads
 
-A head is similarity x margin x criterion (+ auxiliaries); `HEAD: {{NAME: arcface, SCALE: 30.0}}` takes one by name, and
-`HEAD: {{SIMILARITY: {{NAME: cosine}}, MARGIN: {{NAME: additive_angle}}, CRITERION: {{NAME: focal}}}}` spells one out. Any
-similarity goes with any margin of its domain and with any criterion; a criterion and auxiliary losses may also be given
-beside a name. Class counts come from the training set. In the library: `pycls.create_head("arcface", in_features=512,
-num_classes=1000, scale=30.0)`.
+A head is similarity x margin x criterion (+ auxiliary losses); `HEAD: {{NAME: arcface, SCALE: 30.0}}` selects one by name,
+and `HEAD: {{SIMILARITY: {{NAME: cosine}}, MARGIN: {{NAME: additive_angle}}, CRITERION: {{NAME: focal}}}}` one by its parts.
+A similarity can be combined with any margin of its domain and with any criterion; a criterion and auxiliary losses may also
+be given beside a name. Class counts come from the training set. In the library: `pycls.create_head("arcface",
+in_features=512, num_classes=1000, scale=30.0)`.
 
-This page is written by `python docs/make_heads_page.py` from the code itself.
+This page is written by `python docs/make_heads_page.py` from the code.
 
-## The table
+## Overview
 
-*Certificate*: the largest relative error of loss, logits and every gradient against a per-sample float64 reference written
-from the paper (`tests/heads`), in float64 and float32; made by the command above.
+*float64*, *float32*: the largest relative error of loss, logits and every gradient against a per-sample float64 reference
+written from the paper (`tests/heads`), with the head in float64 and float32; computed by the command above.
 {cost_note}
 {mnist_note}
 
@@ -47,24 +47,24 @@ from the paper (`tests/heads`), in float64 and float32; made by the command abov
 |---|---|---|---|---|
 {rows}
 
-Margins act in training only; label -1 means that a sample has no target; a mixture `(labels_a, labels_b, lam)` gives
-the convex sum of both losses.
+Margins act in training only. Label -1 means that a sample has no target. A mixture `(labels_a, labels_b, lam)` gives the convex
+combination of both losses.
 
 Labels are a tensor of integers `[N]` of any integer type, from 0 to K - 1 or -1, on the features' device. Labels of another
 type or shape (bool, float, `[N, 1]`, one-hot), features that are not floating-point `[N, D]`, and a `lam` outside 0..1 are
-refused with one line; so is a label that is no class, but not on a GPU, which would have to be waited for. The loss of an empty
-batch, and of one without any target, is 0, and so are its gradients.
+refused with a one-line error. So is a label that is no class, except on a GPU, where the check would need a synchronisation.
+The loss of an empty batch, or of one without any target, is 0, and so are its gradients.
 
-`class_counts` may be 0, for a class without training images, never negative. Such a class has no say in the numbers of the
-others: LDAM's margins and class-balanced weights are as without it. Where a prior is added or subtracted (`balanced_softmax`,
-`logit_adjustment`) it is 0: the class is not in the softmax with the prior, and in evaluation its logit is lowered by 1000, so
-that it is never predicted; its samples do not count in the loss. To all other heads it is a class like any.
+`class_counts` may be 0, for a class without training images, but not negative. Such a class does not affect the other
+classes: LDAM's margins and class-balanced weights are computed without it. Its prior (`balanced_softmax`,
+`logit_adjustment`) is 0: it is left out of the softmax with the prior, its samples do not count in the loss, and in
+evaluation its logit is lowered by 1000, so that it is never predicted. All other heads treat it like any other class.
 
 ## By name
 """
 
 
-def certificate(name: str) -> tuple[float, float]:
+def numerical_error(name: str) -> tuple[float, float]:
     """Largest relative errors in float64 and float32, over the test suite's cases at moderate sizes."""
     import torch
     from harness import CASES, certify, make_batch, make_head, options_of, set_radius
@@ -91,11 +91,11 @@ def measured(file: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def table_rows(cost: dict[str, Any], mnist: dict[str, Any], certificates: dict[str, tuple[float, float]]) -> str:
+def table_rows(cost: dict[str, Any], mnist: dict[str, Any], errors: dict[str, tuple[float, float]]) -> str:
     """One row a head."""
     rows = []
     for name in HEADS.names():
-        f64, f32 = certificates[name]
+        f64, f32 = errors[name]
         ratio, error = cost.get("ratio", {}).get(name), mnist.get("error", {}).get(name)
         rows.append(f"| [{name}](#{name}) | {f64:.0e} | {f32:.0e} | {f'{ratio[0]} ({ratio[1]}-{ratio[2]})' if ratio else ''} | "
                     f"{f'{error:.2f} %' if error is not None else ''} |")  # fmt: skip
@@ -128,13 +128,13 @@ def describe(registry: Registry, name: str) -> str:
     return "\n".join([f"### {name}", "", *lines, "", options_table(registry, name)])
 
 
-def page(certificates: dict[str, tuple[float, float]]) -> str:
+def page(errors: dict[str, tuple[float, float]]) -> str:
     """The whole page."""
     cost, mnist = measured("heads_small.json"), measured("mnist_heads.json")
     text = OPENING.format(
         cost_note=f"*Cost*: {cost['note']}" if cost else "*Cost*: not measured yet (`python benchmarks/heads.py`).",
         mnist_note=f"*MNIST*: {mnist['note']}" if mnist else "*MNIST*: not measured yet (`python benchmarks/mnist_heads.py`).",
-        rows=table_rows(cost, mnist, certificates),
+        rows=table_rows(cost, mnist, errors),
     )
     sections = [text, *(describe(HEADS, name) for name in HEADS.names())]
     for title, registry in (("Similarities", SIMILARITIES), ("Margins", MARGINS), ("Criteria", CRITERIA),
@@ -159,7 +159,7 @@ def main() -> int:
         lacking = missing(PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "")
         print(f"docs/heads.md lacks or misstates: {', '.join(lacking)}" if lacking else "docs/heads.md is up to date")
         return int(bool(lacking))
-    PAGE.write_text(page({name: certificate(name) for name in HEADS.names()}), encoding="utf-8")
+    PAGE.write_text(page({name: numerical_error(name) for name in HEADS.names()}), encoding="utf-8")
     print(f"wrote {PAGE}")
     return 0
 

@@ -16,19 +16,19 @@ FOLDERS = ("rbf_softmax", "tvmf", "lsoftmax", "smooth_topk", "mnist_features", "
 OPENING = """\
 # The papers' experiments
 
-Each file opens with paper, published figure, cost and the exact command. The cost counts multiply-adds: those of every
-training image forward, and twice as many backward; of a second stage, whose backbone is frozen, forward only. Figures are
-the papers' own; what has been measured here is in the README. Where a paper says nothing, or its figure could not be
-verified, the file says so. This page is written by `python docs/make_reproduce_page.py`.
+The first lines of each file give paper, published figure, cost and the exact command. The cost is the number of multiply-adds:
+forward for every training image, and twice as many backward; in a second stage with a frozen backbone, forward only. Figures
+are those of the papers; our own measurements are in the README. If a paper has no figure, or its figure could not be verified,
+the file says so. This page is written by `python docs/make_reproduce_page.py`.
 
-Any of them runs without its data on random images, to see that it does, and how fast:
+To check that a configuration runs, and how fast, use random images instead of its data:
 
 ```bash
 python tools/run_net.py --mode info --cfg configs/smooth_topk/cifar100_svm.yaml DATA.SYNTHETIC True
 python tools/run_net.py --mode time --cfg configs/long_tail/cifar10_lt_ldam_drw.yaml DATA.SYNTHETIC True PREC_TIME.NUM_ITER 2
 ```
 
-CIFAR-100-LT and Fashion-MNIST-LT, one file a method with both stages, are in `configs/cifar100_lt` and
+CIFAR-100-LT and Fashion-MNIST-LT, one file per method with both stages, are in `configs/cifar100_lt` and
 `configs/fashion_mnist_lt` ([Long tails](long_tail.md)); pycls's own 65 configurations in `configs/dds_baselines` and
 `configs/archive` ([Configuration](config.md)).
 """
@@ -47,7 +47,7 @@ def page() -> str:
     parts = [OPENING]
     for folder in FOLDERS:
         rows = [row(path) for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))]
-        heading = f"## configs/{folder}\n\n| file | what | published | cost |\n|---|---|---|---|"
+        heading = f"## configs/{folder}\n\n| file | experiment | published | cost |\n|---|---|---|---|"
         parts.append("\n".join([heading, *rows]) + "\n")
     return "\n".join(parts)
 

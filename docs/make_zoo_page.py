@@ -21,10 +21,10 @@ TITLES = {"": "pycls's", "torchvision": "torchvision's"}
 OPENING = """\
 # The Model Zoo
 
-Published weights for the architectures that are here: the 36 of pycls's Model Zoo, and torchvision's where both have the
-same net. This page is written by `python docs/make_zoo_page.py` from `pycls/zoo/*.json`.
+Published weights for the architectures of this project: the 36 of pycls's Model Zoo, and torchvision's if both have the same
+network. This page is written by `python docs/make_zoo_page.py` from `pycls/zoo/*.json`.
 
-<!-- not run: fetches weights from the web; tests/zoo does the same with a server of its own -->
+<!-- not run: fetches weights from the web; tests/zoo does the same with a local server -->
 ```python
 import pycls
 
@@ -32,9 +32,10 @@ model = pycls.create_model("RegNetX-400MF", pretrained=True)  # pycls.models.reg
 model = pycls.create_model("ResNet-50", num_classes=10, pretrained="ResNet-50@torchvision-v2")  # ten classes: a new head
 ```
 
-In a run `TEST.WEIGHTS` and `TRAIN.WEIGHTS` take such a name, a URL, or a file: ours, a checkpoint of pycls (`.pyth`), a
-state dict of PyTorch (`.pth`), safetensors. Names of parameters may be ours, pycls's or torchvision's, or those of the
-RBF-Softmax repository, of whose head the bias, which it never uses, is dropped (its published runs need `HEAD.GAMMA 35`).
+In a run `TEST.WEIGHTS` and `TRAIN.WEIGHTS` take such a name, a URL, or a file: weights or a checkpoint of this project, a
+checkpoint of pycls (`.pyth`), a PyTorch state dict (`.pth`), safetensors. Parameters may have this project's names, pycls's,
+torchvision's, or those of the RBF-Softmax repository; the unused bias of its head is dropped (its published runs need
+`HEAD.GAMMA 35`).
 
 <!-- not run: fetches weights from the web and needs ImageNet -->
 ```bash
@@ -50,32 +51,31 @@ python tools/zoo.py show ResNet-50@torchvision-v2
 python tools/zoo.py verify
 ```
 
-## What is kept, and why it can be trusted
+## Cache and verification
 
-Files are kept in `weights` in the cache: `$PYCLS_CACHE`, else `pycls` in the user's cache directory. A connection that is
-cut is taken up where it broke off, also by the next run; of several processes one downloads. A file gets its name when it is
-complete and verified, so that no later run takes half a file, or an error page, for weights.
+Files are kept in the folder `weights` of the cache: `$PYCLS_CACHE`, or `pycls` in the user's cache directory. An interrupted
+download is resumed, also by the next run; of several processes one downloads. A file gets its final name only when it is
+complete and verified, so no later run uses an incomplete file or an error page.
 
-torchvision publishes the first 8 digits of each SHA-256; pycls none. What the first verified download of a file was is
-written down in `weights.lock`, and nothing else is accepted under that URL from then on; copy that file to have other
-machines accept only the same. Every use verifies the file. Nothing in a file is run: it is read for tensors, plain
-values, and NumPy's numbers and arrays (which pycls's schedules leave in the state of its optimiser) alone, and one that asks
-for more is refused by a line that says for what.
+torchvision publishes the first 8 digits of each SHA-256, pycls none. The SHA-256 of the first verified download is recorded in
+`weights.lock`, and from then on no other file is accepted for that URL; copy `weights.lock` to apply the same check on other
+machines. A file is verified at every use, and no code in it is executed: only tensors, plain values, and NumPy numbers and
+arrays (which pycls's schedules leave in the optimiser state) are read. A file with anything else is refused by a line that
+names it.
 
-## What the weights want
+## Preprocessing and options
 
-Images are RGB in 0..1, minus the mean {mean}, divided by {std}: for all entries the same.
-pycls's weights were trained on BGR. That is an attribute of the entry (and of any checkpoint of pycls that was trained on
-ImageNet, by the configuration in it): the input channels of the first convolution are turned when the weights are loaded,
-so that a loaded model takes RGB as every other one does, and is saved so.
+Images are RGB in 0..1, minus the mean {mean}, divided by {std}, for all entries. pycls's weights were trained on BGR, which
+is recorded in the entry (and follows, for any checkpoint of pycls trained on ImageNet, from the configuration in it).
+Loading them reverses the input channels of the first convolution, so the loaded model takes RGB, and is saved for RGB.
 
-In evaluation the short side is resized to *resize* and the centre of *crop* is cut out. `RegNetX-400MF`, `RegNetY-800MF` and
-`RegNetY-8.0GF` of torchvision are other nets than pycls's (it rounds widths differently) and so are not here, nor are the
-weights trained on pictures of Instagram (SWAG), whose licence forbids commercial use.
+In evaluation the short side is resized to *resize*, and the centre crop has side *crop*. `RegNetX-400MF`, `RegNetY-800MF`
+and `RegNetY-8.0GF` of torchvision are not included, since they differ from pycls's (torchvision rounds widths differently),
+nor are the weights trained on Instagram images (SWAG), whose licence forbids commercial use.
 {notes}
-With other classes, or a head of another kind, the backbone's weights are kept, the head is newly initialised, and a line of the
-log says so (`TRAIN.WEIGHTS` and `create_model`; `TEST.WEIGHTS` must fit as a whole). These weights do not name their classes:
-the head is kept for as many classes of ImageNet, taken to be in their usual order, which the log says too.
+With other classes, or a head of another type, the weights of the backbone are kept, the head is newly initialised, and a
+line in the log says so (for `TRAIN.WEIGHTS` and `create_model`; `TEST.WEIGHTS` must fit completely). These weights contain no
+class names: the head is kept if the number of classes is ImageNet's, assuming their usual order, which is also logged.
 """
 
 
@@ -98,14 +98,15 @@ def table(title: str, rows: Iterable[Entry]) -> str:
 
 
 def notes() -> str:
-    """Numbers that some weights want besides the architecture's own, as options of a YAML."""
+    """Options that some weights need beside those of the architecture, as in a YAML."""
     keys = {"bn_eps": "BN.EPS", "ln_eps": "LN.EPS"}
     wanted: dict[str, list[str]] = {}
     for entry in entries().values():
         for option, value in entry.options.items():
             wanted.setdefault(f"`{keys[option]} {value:g}`", []).append(f"`{entry.name}`")
     lines = [f"- {option}: {', '.join(names)}" for option, names in wanted.items()]
-    return "\n".join(["", "Some want an option that `create_model` sets, and without which a YAML is refused:", "", *lines, ""])
+    title = "Options that some weights need; `create_model` sets them, a YAML without them is refused:"
+    return "\n".join(["", title, "", *lines, ""])
 
 
 def page() -> str:

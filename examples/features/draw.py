@@ -1,9 +1,9 @@
-"""Trains one small net under four heads and draws what they make of the plane, side by side.
+"""Trains one small network with four heads and draws their two-dimensional features side by side.
 
     python examples/features/draw.py [features.png [KEY VALUE ...]]
 
-Each training goes on where it was stopped, and a finished one is only drawn. Data: MNIST (docs/data.md), or what the
-options say (``TRAIN.DATASET digits``).
+Interrupted trainings are resumed, finished ones are only drawn. Data: MNIST (docs/data.md), or as the options say
+(``TRAIN.DATASET digits``).
 """
 
 import subprocess
@@ -35,7 +35,7 @@ PANELS = {
     "CosFace": ("cosface", ["HEAD.SCALE", "7", "HEAD.MARGIN", "0.2"]),
     "softmax + centre loss": ("center", ["HEAD.WEIGHT", "0.2"]),
 }
-"""Title -> head and options; CosFace's are its authors' for features in the plane."""
+"""Title -> head and options; CosFace's are its authors' for two-dimensional features."""
 
 INK = "#222222"
 

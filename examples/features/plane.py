@@ -1,4 +1,4 @@
-"""Your own backbone: LeNet-5 with a linear layer to the plane, so that every image is a point one can look at."""
+"""A custom backbone: LeNet-5 with a linear layer to two features, so that every image is a point in the plane."""
 
 from torch import Tensor, nn
 
