@@ -87,7 +87,7 @@ class Similarity(nn.Module):
 
     def class_rows(self) -> list[str]:
         """Names of the parameters with as many rows for each of the K classes: its own (not its modules'), but for single
-        numbers. They are shared out, and move, by class."""
+        numbers. They are sharded, and move, by class."""
         return [name for name, value in self.named_parameters(recurse=False) if value.ndim]
 
     def inputs(self, features: Tensor) -> FeatureInput:

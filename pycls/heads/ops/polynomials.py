@@ -22,7 +22,7 @@ GROUPS = 32
 """Numbers multiplied into polynomials side by side: the columns of a step."""
 
 BLOCK_ELEMENTS = 1 << 22
-"""Numbers of a block's history at the most: 16 MB of float32, made anew for the backward pass."""
+"""Numbers of a block's history at the most: 16 MB of float32, allocated again for the backward pass."""
 
 
 def log_ratio_of_others(z: Tensor, labels: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +61,7 @@ class _LogRatio(torch.autograd.Function):
             ratio = (whole[k] / whole[k - 1]).log()
             (by_rest,) = torch.autograd.grad(ratio.sum(), [rest])
         by_top = _gradient_of_large(large, rest.detach(), whole.detach(), k).to(z.dtype)
-        kept = histories if len(histories) == 1 else []  # a large one is made anew, block by block
+        kept = histories if len(histories) == 1 else []  # a large one is computed again, block by block
         ctx.save_for_backward(small, places, by_top, *tree.pull(by_rest), *kept)
         ctx.k, ctx.temperature, ctx.wide, ctx.count = k, temperature, wide, len(blocks)
         ctx.mark_non_differentiable(top)
