@@ -7,7 +7,7 @@
 The linear head is ``nn.Linear`` and ``F.cross_entropy``. A call computes the loss of features [N, D] and its gradients with
 respect to features and weights, all newly allocated (set to None before, as an optimiser's ``zero_grad`` does). A head and the
 linear head alternate. pytorch-metric-learning, if it is installed, has its own weights and takes the same features. "arcface's
-formula" is ArcFace written plainly, under torch.compile; F.linear_cross_entropy is torch's own (from 2.13 on), with its options.
+formula" is ArcFace written plainly, under torch.compile; F.linear_cross_entropy is torch's own (2.13 on), with its options.
 "matrix products" are only the three products with the weights, into allocated memory: the lower limit for every head. On the
 CPU freed memory is kept (``pycls.runtime.memory``) for all of them, as in training: otherwise page faults for new gradients
 would be counted at random. A head with several prototypes per class is compared with a linear head of as many outputs, and L-GM
