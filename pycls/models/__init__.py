@@ -39,7 +39,7 @@ def create_model(
             features already.
         head_options: keyword arguments of a head given by name.
         pretrained: with weights: True for the Model Zoo's of this architecture (timm's or torchvision's own for those two),
-            or the name, URL or file of some. A head of another kind, or for other classes, is newly initialised, and only
+            or the name, URL or file of some. A head of another kind, or for other classes, is re-initialised, and only
             the backbone's are taken.
         class_names: names of the K classes, which the model keeps, and by which the head takes each class's weights from
             ``pretrained`` if those name theirs; without, by position, where their number is the same.

@@ -24,7 +24,7 @@ class _Piece(ctypes.Structure):
 
     _fields_ = (
         ("from_", ctypes.c_void_p), ("to", ctypes.c_void_p), ("bytes", ctypes.c_int64),
-        ("look", ctypes.c_int32), ("bad", ctypes.c_int32),
+        ("check", ctypes.c_int32), ("bad", ctypes.c_int32),
     )  # fmt: skip
 
 
@@ -50,9 +50,9 @@ def copy_all(sources: Mapping[str, Tensor], copies: Mapping[str, Tensor], finite
             copy.copy_(source, non_blocking=source.is_cuda)
             rest.append(name)
             continue
-        look = name in wanted
-        by_bits = look and source.dtype is torch.float32
-        if look and not by_bits:
+        check = name in wanted
+        by_bits = check and source.dtype is torch.float32
+        if check and not by_bits:
             rest.append(name)
         names.append(name)
         pieces.append(_Piece(source.data_ptr(), copy.data_ptr(), copy.nbytes, by_bits, False))
