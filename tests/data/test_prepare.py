@@ -55,7 +55,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     prepare(source, target, CopyFormat(size=30), processes=1)
     assert (target / "train/a/wide.jpg").exists() and (target / "train/a/grey.jpg").stat().st_mtime_ns == kept
     assert not [path for path in target.rglob(".*") if path.name != ".prepared.json"]
-    with pytest.raises(InputError, match="holds a copy of another copy_format"):
+    with pytest.raises(InputError, match="holds a copy in another format"):
         prepare(source, target, CopyFormat(size=31), processes=1)
 
 
