@@ -14,5 +14,5 @@ def user_errors(where: str = "") -> Iterator[None]:
     except InputError:
         raise
     except ValueError as error:
-        said = str(error).startswith(where)  # a component may name itself
-        raise InputError(str(error) if said else f"{where}: {error}") from error
+        named = str(error).startswith(where)  # a component may name itself
+        raise InputError(str(error) if named else f"{where}: {error}") from error

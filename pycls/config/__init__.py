@@ -49,7 +49,7 @@ def load(
     given, notices = aliases.translate(written)
     for notice in notices:
         notify(notice)
-    whole, second = stage2.split(given)
+    whole, second = stage2.split_stages(given)
     values = _values(whole, cfg_file)
     given_later = stage2.given_of(whole, second, values["STAGE2.METHOD"])
     later = _values(given_later, cfg_file) if values["STAGE2.METHOD"] != "none" else {}

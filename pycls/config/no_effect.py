@@ -140,7 +140,7 @@ TABLE: dict[str, tuple[Reason, ...]] = {
     **{key: (_belongs_to("LAUNCH.MODE", *modes),) for pattern, modes in reversed(_BY_MODE.items())
        for key in CORE if fnmatch.fnmatchcase(key, pattern) and key != "LAUNCH.MODE"},
 }  # fmt: skip
-"""Core option -> why it may have no effect; the first reason that holds is said."""
+"""Core option -> why it may have no effect; the first reason that holds is shown."""
 
 _ANNEALED = "lsoftmax sphereface multi_angle"
 
@@ -196,8 +196,8 @@ def _line(entry: ConfigValue, key: str, values: Values, default: Any, reasons: I
     """The first reason that holds, behind the place; "" for none, or where no user chose the value."""
     if not entry.is_override and (by == "pycls" or (by == "run" and values[key] == default)):
         return ""
-    said = next(filter(None, (reason(values) for reason in reasons)), "")
-    return f"{entry.at(key)} {said}" if said else ""
+    note = next(filter(None, (reason(values) for reason in reasons)), "")
+    return f"{entry.at(key)} {note}" if note else ""
 
 
 def _rows(key: str, values: Values) -> tuple[Any, list[Reason]]:

@@ -42,7 +42,7 @@ class _InSecondStage(ConfigValue):
         return super().shown(f"{SECTION}{key}")
 
 
-def split(given: Given) -> tuple[Given, Given]:
+def split_stages(given: Given) -> tuple[Given, Given]:
     """(what concerns the first stage, or the whole run; what the second has otherwise, by its key in a tree).
 
     Raises:

@@ -192,15 +192,15 @@ def remap_labels(dataset: AnyDataset, names: Sequence[str], whose: str, by_posit
     if by_position:
         if len(own) > len(names):
             raise InputError(f"TEST.MATCH_CLASSES position: {dataset.name} has {len(own)} classes, {whose} only {len(names)}")
-        said = f"its {len(own)} classes are taken by position ({own[0]!r} for {names[0]!r}), as TEST.MATCH_CLASSES asks for"
+        note = f"its {len(own)} classes are taken by position ({own[0]!r} for {names[0]!r}), as TEST.MATCH_CLASSES asks for"
     else:
         places = _places_of_all(dataset, names, whose)
         dataset.labels = torch.where(dataset.labels < 0, dataset.labels, torch.tensor(places)[dataset.labels])
-        said = f"its {len(own)} classes are found by their names among the {len(names)} of {whose}"
+        note = f"its {len(own)} classes are found by their names among the {len(names)} of {whose}"
         if len(own) == len(names):
-            said = f"its {len(own)} classes are those of {whose} in another order, and are matched by their names"
+            note = f"its {len(own)} classes are those of {whose} in another order, and are matched by their names"
     dataset.class_names, dataset.superclass = list(names), None
-    return dataset, said
+    return dataset, note
 
 
 def _places_of_all(dataset: Dataset, names: Sequence[str], whose: str) -> list[int]:

@@ -78,7 +78,7 @@ class Decay:
     head: float | None = None
     head_lr_mult: float = 1.0
 
-    def of(self, module: nn.Module, name: str, in_head: bool) -> float:
+    def rate_of(self, module: nn.Module, name: str, in_head: bool) -> float:
         """The weight decay of the parameter ``name`` of ``module`` itself."""
         chosen = None
         if in_head and self.head is not None:
@@ -103,7 +103,7 @@ def parameter_groups(model: nn.Module, decay: Decay, head: str = "head.") -> lis
             if not parameter.requires_grad:
                 continue
             in_head = f"{module_name}.{name}".startswith(head)
-            key = (decay.of(module, name, in_head), decay.head_lr_mult if in_head else 1.0)
+            key = (decay.rate_of(module, name, in_head), decay.head_lr_mult if in_head else 1.0)
             groups.setdefault(key, []).append(parameter)
     return [{"params": params, "weight_decay": wd, "lr_mult": mult} for (wd, mult), params in groups.items()]
 

@@ -22,7 +22,7 @@ class TestTimeAugmentation:
     count: int = 1
     size: int = 0
 
-    def of(self, images: Tensor) -> list[Tensor]:
+    def views(self, images: Tensor) -> list[Tensor]:
         """float ``[n, C, H, W]`` -> ``count`` of ``[n, C, size, size]``."""
         if self.count == 1:
             return [images]
@@ -37,7 +37,7 @@ class TestTimeAugmentation:
 
     def predict(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
         """Logits ``[n, K]`` and loss: of several views the logarithm of the mean probability, and the mean loss."""
-        outputs = [model(view, labels) for view in self.of(images)]
+        outputs = [model(view, labels) for view in self.views(images)]
         if len(outputs) == 1:
             return outputs[0].logits, outputs[0].loss
         log_p = torch.stack([F.log_softmax(output.logits.float(), dim=1) for output in outputs])

@@ -38,7 +38,7 @@ def create_model(
         head: a head's name, built for this backbone with ``head_options``, or a head built for its features already.
         head_options: keyword arguments of a head given by name.
         pretrained: with weights: True for the Model Zoo's of this architecture (timm's or torchvision's own for those two),
-            or the name, URL or file of some. A head of another kind, or for other classes, is newly initialised, and only
+            or the name, URL or file of some. A head of another kind, or for other classes, is re-initialised, and only
             the backbone's are taken.
         class_names: names of the K classes; the model keeps them, and takes each class's weights from ``pretrained`` by them.
         **options: the backbone's keyword arguments, such as ``in_channels`` and ``image_size`` (in pixels).

@@ -45,7 +45,7 @@ def complexity(model: nn.Module, in_channels: int, image_size: int) -> Complexit
     """
     ghost = _without_storage(model).eval()
     counts: list[tuple[int, int]] = []
-    _watch(ghost, counts)
+    _add_hooks(ghost, counts)
     images = torch.empty(1, in_channels, image_size, image_size, device="meta")
     with torch.no_grad():
         if isinstance(ghost, Classifier) and _own_count(ghost.head):
@@ -64,7 +64,7 @@ def _without_storage(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, known).to("meta")
 
 
-def _watch(module: nn.Module, counts: list[tuple[int, int]]) -> None:
+def _add_hooks(module: nn.Module, counts: list[tuple[int, int]]) -> None:
     """Hooks that append (flops, acts) at every call of a counted layer in ``module``."""
     own = _own_count(module)
     count = _COUNTERS.get(type(module))
@@ -74,7 +74,7 @@ def _watch(module: nn.Module, counts: list[tuple[int, int]]) -> None:
     if count is not None:
         module.register_forward_hook(lambda layer, _, output: counts.append(count(layer, output)))
     for child in module.children():
-        _watch(child, counts)
+        _add_hooks(child, counts)
 
 
 def _own_count(module: nn.Module) -> Any:

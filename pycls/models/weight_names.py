@@ -26,8 +26,8 @@ from pycls.models.vit import ViT
 
 logger = logging.getLogger(__name__)
 
-Form = Literal["ours", "pycls", "torchvision"]
-FORMS: tuple[Form, ...] = ("ours", "pycls", "torchvision")
+NameFormat = Literal["ours", "pycls", "torchvision"]
+NAME_FORMATS: tuple[NameFormat, ...] = ("ours", "pycls", "torchvision")
 
 STEPS = "head.steps"
 """What only we keep: a head's count of training steps."""
@@ -39,7 +39,7 @@ _POSITIONS = "pos_embedding"
 _RBF_BIAS = "head.fc.bias"
 
 
-def to_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dict[str, Tensor]:
+def to_ours(weights: Mapping[str, Tensor], model: Classifier, form: NameFormat) -> dict[str, Tensor]:
     """A whole model's weights under our names, for ``model.load_state_dict(..., strict=True)``.
 
     Args:
@@ -69,7 +69,7 @@ def to_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dic
     return renamed | {name: own[name] for name in _OWN if name in own and name not in renamed and not own[name].is_meta}
 
 
-def from_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> dict[str, Tensor]:
+def from_ours(weights: Mapping[str, Tensor], model: Classifier, form: NameFormat) -> dict[str, Tensor]:
     """A whole model's weights under the names of ``form``. Arguments and errors are those of :func:`to_ours`."""
     renamed = _rename(weights, names(model, form), "our names", skip=_OWN if form != "ours" else ())
     if form == "pycls":
@@ -79,7 +79,7 @@ def from_ours(weights: Mapping[str, Tensor], model: Classifier, form: Form) -> d
     return renamed
 
 
-def names(model: Classifier, form: Form) -> dict[str, str]:
+def names(model: Classifier, form: NameFormat) -> dict[str, str]:
     """Our name of each parameter and buffer of a model -> its name in ``form``.
 
     Raises:
@@ -115,10 +115,10 @@ def turn_colours(weights: Mapping[str, Tensor], model: Classifier) -> dict[str, 
     return dict(weights) | {stem: weights[stem].flip(1)}
 
 
-def guess_form(weights: Iterable[str], model: Classifier) -> Form:
+def guess_form(weights: Iterable[str], model: Classifier) -> NameFormat:
     """The form whose names most of these are. Raises :class:`InputError` if none of them is any form's of this model."""
     given, best, most = set(weights), None, 0
-    for form in FORMS:
+    for form in NAME_FORMATS:
         try:
             shared = len(given.intersection(names(model, form).values()))
         except InputError:  # a form that does not have this model

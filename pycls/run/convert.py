@@ -18,7 +18,16 @@ from pycls.engine.checkpoint.state_file import save_weights
 from pycls.errors import InputError, RunError
 from pycls.models import create_model
 from pycls.models.classifier import Classifier
-from pycls.models.weight_names import FORMS, Form, first_convolution, from_ours, guess_form, names, to_ours, turn_colours
+from pycls.models.weight_names import (
+    NAME_FORMATS,
+    NameFormat,
+    first_convolution,
+    from_ours,
+    guess_form,
+    names,
+    to_ours,
+    turn_colours,
+)
 from pycls.models.zoo_names import ARCHITECTURES
 from pycls.registry import suggestions
 from pycls.runtime import pipe
@@ -35,7 +44,7 @@ Builder = Callable[[int, int], Classifier]
 
 
 def convert(
-    weights: Weights, make: Builder, to: Form, source: Form | None = None,
+    weights: Weights, make: Builder, to: NameFormat, source: NameFormat | None = None,
     to_colours: Colours | None = None, source_colours: Colours | None = None,
 ) -> Weights:  # fmt: skip
     """Weights under the names of ``to``, which want the colours as ``to`` shows them.
@@ -69,7 +78,7 @@ def convert(
     return Weights(from_ours(state, model, to), weights.source, colours, weights.data, about=about)
 
 
-def _shown_by(form: Form, weights: Weights, flag: str) -> Colours:
+def _shown_by(form: NameFormat, weights: Weights, flag: str) -> Colours:
     """The order in which the colours of an image are shown to a net."""
     colours = "RGB" if form != "pycls" else pycls_colours(weights.data)
     if colours is None:
@@ -78,7 +87,7 @@ def _shown_by(form: Form, weights: Weights, flag: str) -> Colours:
     return colours
 
 
-def write(path: Path, weights: Weights, form: Form) -> None:
+def write(path: Path, weights: Weights, form: NameFormat) -> None:
     """A safetensors file, or PyTorch's by the suffix; a .pyth is a checkpoint such as pycls loads.
 
     A bare state dict (.pth, .pt) cannot tell which order of colours it wants, nor what its classes are called.
@@ -115,8 +124,9 @@ def _without_storage(make: Callable[[], Classifier]) -> Classifier:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 it cannot be done, 2 what was given cannot work."""
     parser = argparse.ArgumentParser(prog="convert_weights.py", description="Renames the weights in a file.")
-    parser.add_argument("--to", choices=FORMS, required=True, help="whose names the weights get")
-    parser.add_argument("--from", dest="source", choices=FORMS, help="whose names they have (default: seen from the names)")
+    parser.add_argument("--to", choices=NAME_FORMATS, required=True, help="whose names the weights get")
+    parser.add_argument("--from", dest="source", choices=NAME_FORMATS,
+                        help="whose names they have (default: seen from the names)")
     parser.add_argument("--to-colours", choices=COLOURS, help="the order that OUT wants (default: as --to shows images)")
     parser.add_argument("--from-colours", choices=COLOURS, help="the order that IN wants (default: what is known of it)")
     parser.add_argument("--arch", metavar="NAME", default="", help="the model, by a name such as RegNetX-400MF")

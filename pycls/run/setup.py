@@ -52,7 +52,7 @@ def become_torchrun(cfg: CfgNode) -> NoReturn:
 
 @contextlib.contextmanager
 def claim(out_dir: Path) -> Iterator[None]:
-    """Exclusive use of OUT_DIR for the one process that speaks for the run."""
+    """Exclusive use of OUT_DIR for the run's first process, of rank 0 or the one that launches the workers."""
     if is_launched() or ranks_from_env().rank > 0:
         yield
     else:

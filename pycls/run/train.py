@@ -136,7 +136,7 @@ def _finish(
     about = {"config": config.dump(cfg), "class_names": list(dataset.class_names), "class_counts": counts,
              "top1_err": tested["top1_err"], "mean": list(dataset.mean), "std": list(dataset.std)}  # fmt: skip
     save_weights(out_dir / "model.safetensors", weights, about)
-    written = _draw(run, out_dir, trainer, weights, test_set)
+    written = _write_plots(run, out_dir, trainer, weights, test_set)
     written += evaluation.write_csv(out_dir, "result", found, test_set[0], dataset.class_names, counts)
     unreadable = build.count_unreadable(cfg)
     for part, count in unreadable.items():
@@ -151,7 +151,7 @@ def _finish(
     logger.info("in %s: %s", out_dir, ", ".join(["model.safetensors", RESULT, *written]))
 
 
-def _draw(
+def _write_plots(
     run: RunContext, out_dir: Path, trainer: Trainer, weights: dict[str, torch.Tensor], test_set: tuple[build.Dataset, str]
 ) -> list[str]:
     """Draws the curves, and the features where they have two dimensions. Returns the names of the files."""

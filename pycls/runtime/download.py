@@ -40,7 +40,7 @@ class WrongContent(RunError):
     """A file is complete but not what was asked for."""
 
 
-class _Cut(Exception):
+class _Incomplete(Exception):
     """The file did not arrive whole; another try may bring the rest."""
 
 
@@ -56,7 +56,7 @@ class _Origin:
 def download(url: str, place: str | os.PathLike[str], check: Check) -> Path:
     """Fetches a file unless it is there already.
 
-    Connections that are cut are taken up again where they broke off, at once or by the next run, if the server can do
+    Connections that break are resumed where they broke off, at once or by the next run, if the server can do
     that and still has the same file. Of several processes one fetches and the others wait for it.
 
     Args:
@@ -136,17 +136,17 @@ def refuse_other_urls(url: str) -> None:
 
 def _fetch(url: str, place: Path, check: Check) -> None:
     """Tries until the file is whole; then checks it and gives it its name."""
-    part, failures, furthest, spliced = _Part(place), 0, 0, False
+    part, failures, furthest, spliced = _PartialFile(place), 0, 0, False
     while True:
         try:
             spliced |= part.receive(url)
-        except _Cut as cut:
+        except _Incomplete as incomplete:
             arrived = part.size()
             failures = 0 if arrived >= furthest + _FURTHER else failures + 1
             furthest = max(furthest, arrived)
             if failures >= TRIES:
                 kept = "; what has arrived is kept, and the same command goes on with it" if arrived else ""
-                raise RunError(f"cannot fetch {shown(url)}: {cut}, {TRIES} times in a row{kept}") from cut
+                raise RunError(f"cannot fetch {shown(url)}: {incomplete}, {TRIES} times in a row{kept}") from incomplete
             time.sleep(BACKOFF_S * 2 ** max(0, failures - 1))
             continue
         try:
@@ -164,7 +164,7 @@ def _fetch(url: str, place: Path, check: Check) -> None:
         return
 
 
-class _Part:
+class _PartialFile:
     """What has arrived of a file, and of which file it is a part.
 
     Args:
@@ -184,7 +184,7 @@ class _Part:
         """Receives the rest, or all. Returns whether it was only a rest.
 
         Raises:
-            _Cut: it did not arrive whole.
+            _Incomplete: it did not arrive whole.
             InputError: there is no such file.
         """
         origin = self._origin(url)
@@ -199,7 +199,7 @@ class _Part:
             with _OPENER.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
                 if answer.status == 206 and not (origin and _continues(answer.headers, origin, start)):
                     self.remove()
-                    raise _Cut("the server answered with another part than it was asked for")
+                    raise _Incomplete("the server answered with another part than it was asked for")
                 self._store(answer, url, start if answer.status == 206 else 0)
                 return answer.status == 206
         except urllib.error.HTTPError as error:
@@ -209,9 +209,9 @@ class _Part:
                 self.remove()
             elif error.code not in _WORTH_ANOTHER_TRY:
                 raise InputError(f"cannot fetch {shown(url)}: {answer_line}") from None
-            raise _Cut(answer_line) from None
+            raise _Incomplete(answer_line) from None
         except (OSError, http.client.HTTPException) as error:
-            raise _Cut(_one_line(error)) from error
+            raise _Incomplete(_one_line(error)) from error
 
     def _store(self, answer: Any, url: str, start: int) -> None:
         """Writes the body behind the first ``start`` bytes, to the disk before this returns."""
@@ -235,7 +235,7 @@ class _Part:
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {reason_of(error, self.path.parent)}") from error
         if total is not None and arrived != total:
-            raise _Cut(f"the connection ended after {arrived:,} of {total:,} bytes")
+            raise _Incomplete(f"the connection ended after {arrived:,} of {total:,} bytes")
 
     def finish(self) -> None:
         """Gives the file its name."""
@@ -275,11 +275,11 @@ _OPENER = urllib.request.build_opener(_NoDowngrade)
 
 
 def _read(answer: Any) -> bytes:
-    """The next bytes of a body. Raises :class:`_Cut` when there are none and should be."""
+    """The next bytes of a body. Raises :class:`_Incomplete` when there are none and should be."""
     try:
         return bytes(answer.read1(_BLOCK))
     except (OSError, http.client.HTTPException) as error:
-        raise _Cut(_one_line(error)) from error
+        raise _Incomplete(_one_line(error)) from error
 
 
 def _validator(headers: Any) -> str:

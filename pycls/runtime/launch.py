@@ -1,7 +1,7 @@
 """N local processes that run the same command line, and end together.
 
 Not by torchrun's agent: when a worker fails it gives the others, which treat SIGTERM as a request to finish their
-step, a fixed 30 s; it forgets their exit codes when it is itself told to stop; and it needs torch (seconds) to start.
+step, a fixed 30 s; it forgets their exit codes when it is itself asked to stop; and it needs torch (seconds) to start.
 Workers meet at a file (:mod:`pycls.runtime.distributed`), so there is no port to race for.
 """
 
@@ -62,7 +62,7 @@ def launch_local(num_procs: int, argv: Sequence[str] | None = None) -> int:
         try:
             for rank in range(num_procs):
                 workers.append(_start(command, rank, num_procs, Path(folder)))
-            return _watch(workers, signals)
+            return _supervise(workers, signals)
         finally:
             _kill(workers)
 
@@ -74,7 +74,7 @@ class _Worker:
     error_file: Path
     exit_code: int | None = None
     ended: float = 0.0  # seconds since the epoch, when it was seen to have ended
-    told: bool = False  # by us, to end because another one failed
+    terminated: bool = False  # by us, to end because another one failed
 
     def poll(self) -> bool:
         """Whether it has ended."""
@@ -134,7 +134,7 @@ def _start(command: list[str], rank: int, num_procs: int, folder: Path) -> _Work
     return _Worker(rank, process, error_file)
 
 
-def _watch(workers: list[_Worker], signals: _Signals) -> int:
+def _supervise(workers: list[_Worker], signals: _Signals) -> int:
     """Wait for the workers, passing requests to stop on to them; see :func:`launch_local` for what comes of it."""
     deadline = math.inf  # for stopping
     while True:
@@ -143,7 +143,7 @@ def _watch(workers: list[_Worker], signals: _Signals) -> int:
             deadline = min(deadline, time.monotonic() + (INSIST_GRACE_S if signals.insisted else STOP_GRACE_S))
         running = [worker for worker in workers if not worker.poll()]
         codes = [worker.exit_code for worker in workers if worker.exit_code is not None]
-        if deadline == math.inf and any(code in STOPPED for code in codes):  # somebody told a worker directly
+        if deadline == math.inf and any(code in STOPPED for code in codes):  # a worker got the signal directly
             deadline = time.monotonic() + STOP_GRACE_S
         harmless = (0,) if deadline == math.inf else (0, *_STOPPED)
         if any(code not in harmless for code in codes):
@@ -163,7 +163,7 @@ def _end_others(workers: list[_Worker]) -> None:
     """One has failed: let the others report why they fail too, then end them, gently at first."""
     if not _wait(workers, SETTLE_S):
         for worker in workers:
-            worker.told = worker.exit_code is None
+            worker.terminated = worker.exit_code is None
         _send(workers, signal.SIGTERM)
         if not _wait(workers, FAILURE_GRACE_S):
             _kill(workers)
@@ -202,15 +202,15 @@ def _failure(workers: list[_Worker], harmless: tuple[int, ...]) -> InputError | 
         report = worker.report()
         if report is not None:
             suspects.append((2 if report.lost_peer else 0, report.time, worker, report))
-        elif worker.exit_code not in harmless and not worker.told:
+        elif worker.exit_code not in harmless and not worker.terminated:
             # NCCL's watchdog aborts a process that has lost another one.
             suspects.append((1 if worker.exit_code == -signal.SIGABRT else 0, worker.ended, worker, None))
     weight, _, worker, report = min(suspects, key=lambda suspect: suspect[:2])
     if report is not None and report.type == "InputError":
         return InputError(report.message)
-    silent = [str(worker.rank) for worker in workers if worker.told and worker.report() is None]
+    silent = [str(worker.rank) for worker in workers if worker.terminated and worker.report() is None]
     on = f"of {len(workers)} on {socket.gethostname()}"
-    if weight > 0 and silent:  # the others only miss somebody
+    if weight > 0 and silent:  # the others only lost a peer
         return RunError(f"rank {', '.join(silent)} {on} hangs and was ended: rank {worker.rank} "
                         f"{_end(worker.exit_code, report)}")  # fmt: skip
     return RunError(f"rank {worker.rank} {on} {_end(worker.exit_code, report)}")

@@ -39,25 +39,25 @@ def head_for_classes(
     tensors = class_tensors(head)
     count = _classes_of(own, given, tensors)
     if count is None:
-        _log_new(source, "it is another kind of head" if given else "these weights have none")
+        _log_new(source, "(different head type)" if given else "(these weights have none)")
         return own, _named(class_names)
     theirs, classes = names_in(about, count, source), _classes(own, tensors)
     usual = theirs is None and class_names is not None and len(class_names) == count
     if usual and class_names is not None:
         theirs = names.usual_order(trained_on, class_names)
     if theirs is None or class_names is None:
-        places, said = _by_position(count, classes, theirs, class_names, trained_on, data)
+        places, note = _by_position(count, classes, theirs, class_names, trained_on, data)
     else:
         numbers = names.only_numbers_agree(class_names, theirs, data, trained_on)
-        places, said = _by_name(theirs, class_names, count, classes, numbers)
-        said += "; they have no names in its file, and are taken to be in ImageNet's usual order" if usual else ""
+        places, note = _by_name(theirs, class_names, count, classes, numbers)
+        note += "; they have no names in its file, and are taken to be in ImageNet's usual order" if usual else ""
     if places is not None and places != list(range(count)) and (tensors is None or tensors.undeclared):
         which = f"its part does not declare the rows of {tensors.undeclared[0]} (class_rows)" if tensors else "it has no parts"
-        places, said = None, f"{said}, and rows of this head cannot be moved: {which}"
+        places, note = None, f"{note}, and rows of this head cannot be moved: {which}"
     if places is None:
-        _log_new(source, said)
+        _log_new(source, f"because {note}")
         return own, _named(class_names)
-    logger.info("%s: the head's weights are kept: %s", source, said)
+    logger.info("%s: head weights kept: %s", source, note)
     if tensors is None:
         return dict(given), _named(class_names) or theirs
     return tensors.moved(own, dict(given), places), _named(class_names) or theirs
@@ -77,7 +77,7 @@ def number_of_classes(head: nn.Module) -> int:
 
 
 def _log_new(source: str, why: str) -> None:
-    logger.info("%s: the backbone's weights are kept, and the head is newly initialised: %s", source, why)
+    logger.info("%s: backbone weights kept, head re-initialised %s", source, why)
 
 
 def _named(class_names: Sequence[str] | None) -> list[str] | None:
@@ -85,7 +85,7 @@ def _named(class_names: Sequence[str] | None) -> list[str] | None:
 
 
 def _classes_of(own: State, given: State, tensors: ClassTensors | None) -> int | None:
-    """How many classes the given head has; None for another kind of head."""
+    """How many classes the given head has; None for a different head type."""
     if tensors is None:
         return _classes(own, tensors) if _shapes(own) == _shapes(given) else None
     if own.keys() != given.keys():
@@ -141,7 +141,7 @@ def _by_name(
                       f"({names.shown(ours)}){names.near_miss(ours, theirs)}")  # fmt: skip
     if known == classes == count:
         return places, f"the same {known} classes in another order, each with its own weights{assumed}"
-    said = f"{known} of its {count} classes by their names{assumed}"
+    note = f"{known} of its {count} classes by their names{assumed}"
     if new:
-        said += f"; {len(new)} of the {classes} now are new, with new weights: {names.shown(new)}{names.near_miss(new, theirs)}"
-    return places, said
+        note += f"; {len(new)} of the {classes} now are new, with new weights: {names.shown(new)}{names.near_miss(new, theirs)}"
+    return places, note

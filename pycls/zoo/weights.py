@@ -16,7 +16,7 @@ from pycls.engine.checkpoint.checkpoints import load_model_state
 from pycls.engine.checkpoint.state_file import load_weights
 from pycls.errors import InputError
 from pycls.models.classifier import Classifier
-from pycls.models.weight_names import FORMS, STEPS, Form, first_convolution, is_rbf, names, to_ours, turn_colours
+from pycls.models.weight_names import NAME_FORMATS, STEPS, NameFormat, first_convolution, is_rbf, names, to_ours, turn_colours
 from pycls.registry import HEADS
 from pycls.runtime.download import is_url, shown
 from pycls.zoo.catalogue import Colours, Entry, entries, find
@@ -151,10 +151,10 @@ def _may_be_rbf(weights: Weights) -> bool:
     return weights.entry is None and (not isinstance(options, dict) or options.get("LOGITS_TYPE") == "rbf_logit")
 
 
-def _form(model: Classifier, weights: Weights) -> Form:
+def _form(model: Classifier, weights: Weights) -> NameFormat:
     """Whose names these are: those of which the most are the model's."""
-    shared: dict[Form, int] = {}
-    for form in FORMS:
+    shared: dict[NameFormat, int] = {}
+    for form in NAME_FORMATS:
         with contextlib.suppress(InputError):  # they have no such model
             shared[form] = len(weights.state.keys() & set(names(_with_linear(model, 1), form).values()))
     form = max(shared, key=lambda form: shared[form])

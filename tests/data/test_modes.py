@@ -16,7 +16,7 @@ from pycls.data.images.crop_spec import CropSpec
 from pycls.data.images.decoding import TURNS, decode, decode_crop, orientation_of
 from pycls.data.images.jpeg_decoder import jpeg_decoder
 from pycls.data.images.jpegs import for_device
-from pycls.data.images.prepare import Form, prepare
+from pycls.data.images.prepare import CopyFormat, prepare
 from pycls.data.loader import EvalLoader
 from pycls.data.sets.image_folder import ImageFolder
 from pycls.errors import RunError
@@ -148,7 +148,7 @@ def test_what_has_no_known_meaning_is_refused_by_name(name: str, tmp_path: Path)
         (folder / "odd.tif").write_bytes(make())
     with pytest.raises(RunError, match=f"val/a/odd.tif cannot be loaded: .*{reason}"):
         list(EvalLoader(ImageFolder(str(tmp_path), "val", im_size=8), 2))
-    bad = prepare(tmp_path / "val", tmp_path / "copy", Form(size=64), processes=1)
+    bad = prepare(tmp_path / "val", tmp_path / "copy", CopyFormat(size=64), processes=1)
     assert len(bad) == 2 and not list((tmp_path / "copy").rglob("*.tif"))
 
 
@@ -213,7 +213,7 @@ def test_copies_are_turned_once(kind: str, by: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(turned_file(kind, 6, by))
     for size, expected in ((32, UPRIGHT), (16, UPRIGHT.resize((24, 16), Image.Resampling.BICUBIC))):
-        assert not prepare(tmp_path / "in", tmp_path / str(size), Form(size=size), processes=1)
+        assert not prepare(tmp_path / "in", tmp_path / str(size), CopyFormat(size=size), processes=1)
         found = decode((tmp_path / str(size) / name).read_bytes())
         assert found.shape[:2] == expected.size[::-1]
         assert np.abs(found.astype(int) - np.asarray(expected)).mean() < (8 if kind == "JPEG" else 1)
@@ -224,7 +224,7 @@ def test_copies_of_deep_images_are_their_pictures(tmp_path: Path) -> None:
     names = [f"{name}.tif" for name in GREYS]
     for name in GREYS:
         (tmp_path / "in" / f"{name}.tif").write_bytes(GREYS[name]())
-    assert not prepare(tmp_path / "in", tmp_path / "out", Form(size=5), processes=1)
+    assert not prepare(tmp_path / "in", tmp_path / "out", CopyFormat(size=5), processes=1)
     expected = np.asarray(Image.fromarray(GREY).resize((12, 5), Image.Resampling.BICUBIC)).astype(int)
     for name in names:
         found = decode((tmp_path / "out" / name).read_bytes())

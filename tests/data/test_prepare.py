@@ -7,7 +7,7 @@ import pytest
 from bad_files import encoded, photograph
 from PIL import Image
 
-from pycls.data.images.prepare import Form, main, prepare
+from pycls.data.images.prepare import CopyFormat, main, prepare
 from pycls.data.sets.image_folder import ImageFolder
 from pycls.errors import InputError
 
@@ -29,7 +29,7 @@ def write_tree(root: Path) -> Path:
 
 def test_the_copy(tmp_path: Path) -> None:
     source, target = write_tree(tmp_path / "in"), tmp_path / "out"
-    bad = prepare(source, target, Form(size=30), processes=2)
+    bad = prepare(source, target, CopyFormat(size=30), processes=2)
     assert list(bad) == [str(source / "train/a/broken.jpg")] and "runcated" in bad[str(source / "train/a/broken.jpg")]
     sizes = {}
     for path in (target / "train/a").iterdir():
@@ -49,14 +49,14 @@ def test_the_copy(tmp_path: Path) -> None:
 
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     source, target = write_tree(tmp_path / "in"), tmp_path / "out"
-    prepare(source, target, Form(size=30), processes=1)
+    prepare(source, target, CopyFormat(size=30), processes=1)
     (target / "train/a/wide.jpg").unlink()
     kept = (target / "train/a/grey.jpg").stat().st_mtime_ns
-    prepare(source, target, Form(size=30), processes=1)
+    prepare(source, target, CopyFormat(size=30), processes=1)
     assert (target / "train/a/wide.jpg").exists() and (target / "train/a/grey.jpg").stat().st_mtime_ns == kept
     assert not [path for path in target.rglob(".*") if path.name != ".prepared.json"]
-    with pytest.raises(InputError, match="holds a copy of another form"):
-        prepare(source, target, Form(size=31), processes=1)
+    with pytest.raises(InputError, match="holds a copy in another format"):
+        prepare(source, target, CopyFormat(size=31), processes=1)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_views(count: int) -> None:
     images, labels = torch.randn(6, 2, 7, 7, generator=generator), torch.arange(6) % 4
     size = 5 if count == 10 else 7
     model = Scores(size)
-    views = tta.TestTimeAugmentation(count, size).of(images)
+    views = tta.TestTimeAugmentation(count, size).views(images)
     if count == 10:
         functional = pytest.importorskip("torchvision.transforms.functional")
         ten = functional.ten_crop(images, size)

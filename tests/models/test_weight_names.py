@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pycls.errors import InputError
 from pycls.models import Classifier, create_model
-from pycls.models.weight_names import Form, from_ours, names, to_ours
+from pycls.models.weight_names import NameFormat, from_ours, names, to_ours
 
 RESNET = {"stride_1x1": False}
 
@@ -98,7 +98,7 @@ def small(**options: Any) -> Classifier:
 
 
 @pytest.mark.parametrize("form", ["ours", "pycls", "torchvision"])
-def test_round_trip(form: Form) -> None:
+def test_round_trip(form: NameFormat) -> None:
     model = small(se_on=True)
     weights = model.state_dict()
     there = from_ours(weights, model, form)
@@ -195,7 +195,7 @@ def test_mistakes_are_named() -> None:
         (lambda: create_model("resnet", 5, head="cosface", depth=20), "pycls", "head only; .* has head.similarity.weight"),
     ],
 )
-def test_models_that_others_do_not_have(make: Any, form: Form, message: str) -> None:
+def test_models_that_others_do_not_have(make: Any, form: NameFormat, message: str) -> None:
     with torch.device("meta"):
         model = make()
     with pytest.raises(InputError, match=message):

@@ -67,7 +67,7 @@ def test_a_run_fine_tunes_and_tests_weights_from_the_web(
     capsys.readouterr()
     assert cli.main([*RUN, *words]) == 0
     text = capsys.readouterr().out
-    assert "the head's weights are kept: 10 of its 12 classes by their names\n" in text
+    assert "head weights kept: 10 of its 12 classes by their names\n" in text
     assert f"fetching {site.url('w.safetensors')} (" in text and "secret" not in text
     before, after = load_weights(first / "model.safetensors")[0], load_weights(tuned / "model.safetensors")[0]
     assert torch.equal(after["head.similarity.weight"], before["head.similarity.weight"][:10])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pycls.models import Classifier, create_model
-from pycls.models.weight_names import Form, from_ours
+from pycls.models.weight_names import NameFormat, from_ours
 
 SIDE = 32
 
@@ -34,7 +34,7 @@ def random_model(name: str = "RegNetX-200MF", classes: int = 7, seed: int = 0, *
     return model.eval()
 
 
-def file_of(model: Classifier, path: Path, form: Form = "pycls", bgr: bool = False, **about: Any) -> bytes:
+def file_of(model: Classifier, path: Path, form: NameFormat = "pycls", bgr: bool = False, **about: Any) -> bytes:
     """The model's weights as their publisher would have them, as the bytes of a file."""
     state = dict(from_ours(model.state_dict(), model, form))
     if bgr:

@@ -117,12 +117,12 @@ class Strength:
     std: float = 0.0
     most: float = 1.0
 
-    def draw(self, samples: Samples, stream: int) -> Tensor:
+    def sample(self, samples: Samples, stream: int) -> Tensor:
         """float64 ``[n]``; takes three streams."""
         if math.isinf(self.std):
             return samples.uniform(stream) * self.magnitude
-        drawn = torch.full((len(samples.draws),), self.magnitude, dtype=torch.float64)
-        return (drawn + self.std * samples.normal(stream)).clamp(0, self.most) if self.std else drawn
+        values = torch.full((len(samples.draws),), self.magnitude, dtype=torch.float64)
+        return (values + self.std * samples.normal(stream)).clamp(0, self.most) if self.std else values
 
 
 def _layer(pixels: Tensor, ranges: Sequence[Range], magnitudes: Tensor, samples: Samples, layer: int) -> Tensor:
@@ -163,7 +163,7 @@ class RandAugment(Policy):
             streams = _LAYERS + 8 * layer
             kept = (samples.uniform(streams + _WHETHER) < self.prob).tolist()
             chosen = [r if keep else _NOTHING for r, keep in zip(_choose(self.space, samples, layer), kept, strict=True)]
-            pixels = _layer(pixels, chosen, self.strength.draw(samples, streams + _STRENGTH), samples, layer)
+            pixels = _layer(pixels, chosen, self.strength.sample(samples, streams + _STRENGTH), samples, layer)
         return pixels
 
 
@@ -222,7 +222,7 @@ class AugMix(Policy):
                 layer = chain * longest + place
                 there = (depths > place).tolist() if not self.depth else [True] * len(depths)
                 chosen = [r if on else _NOTHING for r, on in zip(_choose(MIXABLE, samples, layer), there, strict=True)]
-                made = _layer(made, chosen, self.strength.draw(samples, _LAYERS + 8 * layer + _STRENGTH), samples, layer)
+                made = _layer(made, chosen, self.strength.sample(samples, _LAYERS + 8 * layer + _STRENGTH), samples, layer)
             mixed += shares[chain][:, None, None, None] * made
         return torch.lerp(mixed, pixels.float(), keep).round_().clamp_(0, 255).to(torch.uint8)
 

@@ -1,11 +1,11 @@
-/* A square cut out of a JPEG, resized: no more is decoded than the crop needs.
+/* A square crop of a JPEG, resized: no more is decoded than the crop needs.
  *
  * libjpeg-turbo leaves out blocks left and right of the crop (jpeg_crop_scanline), the colour conversion and inverse DCT of
  * the lines above it (jpeg_skip_scanlines), and everything below. The rest is bilinear resizing with antialiasing, in Pillow's
  * definition: a triangle filter whose support grows with the scale, weights that sum to 1. The scaled inverse DCT is not used:
  * it keeps other frequencies, up to ten grey levels on average, and saves little, for most of the time is Huffman decoding.
  *
- * Only kinds of files for which libjpeg-turbo does all this exactly are decoded here; whatever else there is, and every file
+ * Only kinds of files for which libjpeg-turbo does all this exactly are decoded here; all others, and every file
  * that it warns of, is left to Pillow.
  *
  * Compiled and called by pycls/data/images/jpeg_decoder.py. Thread-safe; holds no state.
@@ -19,7 +19,7 @@
 #include <string.h>
 #include <jpeglib.h>
 
-enum { DONE, NOT_HERE }; /* NOT_HERE: left to Pillow */
+enum { DONE, UNSUPPORTED }; /* UNSUPPORTED: Pillow decodes it */
 
 #define CHROMA_MARGIN 2 /* columns beside the crop that smooth chroma upsampling looks at */
 
@@ -53,39 +53,39 @@ static uint32_t word(const uint8_t *p, int bytes, int little) {
     return value;
 }
 
-enum { UPRIGHT, SAYS_NOTHING, PERHAPS_TURNED };
+enum { UPRIGHT, NO_ORIENTATION, MAYBE_ROTATED };
 
-/* What an EXIF segment says of the orientation: PERHAPS_TURNED is also for one that is damaged or unusual. */
+/* The orientation in an EXIF segment; MAYBE_ROTATED is also for one that is damaged or unusual. */
 static int exif_orientation(const uint8_t *tiff, uint32_t size) {
-    if (size < 10 || (memcmp(tiff, "II*\0", 4) && memcmp(tiff, "MM\0*", 4))) return PERHAPS_TURNED;
-    int little = tiff[0] == 'I', said = SAYS_NOTHING;
+    if (size < 10 || (memcmp(tiff, "II*\0", 4) && memcmp(tiff, "MM\0*", 4))) return MAYBE_ROTATED;
+    int little = tiff[0] == 'I', orientation = NO_ORIENTATION;
     uint32_t at = word(tiff + 4, 4, little);
-    if (at > size - 2) return PERHAPS_TURNED;
+    if (at > size - 2) return MAYBE_ROTATED;
     uint32_t entries = word(tiff + at, 2, little);
     for (uint32_t i = 0; i < entries; i++) {
         uint64_t place = (uint64_t)at + 2 + 12 * (uint64_t)i;
-        if (place + 12 > size) return PERHAPS_TURNED;
+        if (place + 12 > size) return MAYBE_ROTATED;
         if (word(tiff + place, 2, little) != 0x0112) continue;
         uint32_t type = word(tiff + place + 2, 2, little), count = word(tiff + place + 4, 4, little);
         uint32_t value = word(tiff + place + 8, 2, little);
-        if (type != 3 || count != 1 || (value >= 2 && value <= 8)) return PERHAPS_TURNED;
-        said = UPRIGHT;
+        if (type != 3 || count != 1 || (value >= 2 && value <= 8)) return MAYBE_ROTATED;
+        orientation = UPRIGHT;
     }
-    return said;
+    return orientation;
 }
 
-/* Whether the image is surely stored upright. Where EXIF says nothing, XMP may. */
+/* Whether the image is surely stored upright. Where EXIF has no orientation, XMP may have one. */
 static int is_upright(const struct jpeg_decompress_struct *jpeg) {
-    int said = SAYS_NOTHING, exifs = 0, xmp = 0;
+    int orientation = NO_ORIENTATION, exifs = 0, xmp = 0;
     for (jpeg_saved_marker_ptr m = jpeg->marker_list; m; m = m->next) {
         if (m->data_length >= 6 && !memcmp(m->data, "Exif\0\0", 6)) {
-            said = exif_orientation(m->data + 6, m->data_length - 6);
+            orientation = exif_orientation(m->data + 6, m->data_length - 6);
             exifs++;
         } else if (memmem(m->data, m->data_length, "tiff:Orientation", 16)) {
             xmp = 1;
         }
     }
-    return exifs <= 1 && said != PERHAPS_TURNED && (said == UPRIGHT || !xmp);
+    return exifs <= 1 && orientation != MAYBE_ROTATED && (orientation == UPRIGHT || !xmp);
 }
 
 /* Huffman-coded baseline or progressive, and neither lossless nor arithmetic-coded, which some libjpegs read as well. */
@@ -110,7 +110,7 @@ static int has_usual_factors(const struct jpeg_decompress_struct *jpeg) {
            c->v_samp_factor <= c->h_samp_factor;
 }
 
-static int is_ours(struct jpeg_decompress_struct *jpeg, const uint8_t *data, size_t size) {
+static int is_supported(struct jpeg_decompress_struct *jpeg, const uint8_t *data, size_t size) {
     return is_usual_frame(data, size) && jpeg->data_precision == 8 && has_usual_factors(jpeg) &&
            (jpeg->progressive_mode || !jpeg_has_multiple_scans(jpeg)) && is_upright(jpeg);
 }
@@ -128,19 +128,19 @@ static int is_complete(const struct jpeg_decompress_struct *jpeg) {
 int pycls_jpeg_shape(const uint8_t *data, size_t size, int32_t shape[2]) {
     struct jpeg_decompress_struct jpeg;
     struct errors errors;
-    if (size < 4 || data[size - 2] != 0xFF || data[size - 1] != 0xD9) return NOT_HERE; /* cut off, or something follows */
+    if (size < 4 || data[size - 2] != 0xFF || data[size - 1] != 0xD9) return UNSUPPORTED; /* cut off, or something follows */
     memset(&jpeg, 0, sizeof jpeg);
     make_errors(&jpeg, &errors);
     if (setjmp(errors.leave)) {
         jpeg_destroy_decompress(&jpeg);
-        return NOT_HERE;
+        return UNSUPPORTED;
     }
     open_jpeg(&jpeg, data, size);
-    int ours = is_ours(&jpeg, data, size);
+    int supported = is_supported(&jpeg, data, size);
     shape[0] = (int32_t)jpeg.image_width;
     shape[1] = (int32_t)jpeg.image_height;
     jpeg_destroy_decompress(&jpeg);
-    return ours ? DONE : NOT_HERE;
+    return supported ? DONE : UNSUPPORTED;
 }
 
 struct taps { /* output sample i is sum over k < count[i] of weights[i * most + k] * input[first[i] + k] */
@@ -224,14 +224,14 @@ struct work { /* what is to be given back, whichever way the work ends */
 static int decode(struct work *w, const uint8_t *data, size_t bytes, const double box[4], const int32_t clip[4], int size,
                   int flip, uint8_t *out) {
     struct jpeg_decompress_struct *jpeg = &w->jpeg;
-    if (setjmp(w->errors.leave)) return NOT_HERE;
+    if (setjmp(w->errors.leave)) return UNSUPPORTED;
     open_jpeg(jpeg, data, bytes);
     jpeg->out_color_space = JCS_RGB;
     jpeg_start_decompress(jpeg);
-    if (!is_complete(jpeg)) return NOT_HERE;
+    if (!is_complete(jpeg)) return UNSUPPORTED;
     if (!make_taps(&w->columns, box[0], box[2], clip[0], clip[2], size) ||
         !make_taps(&w->rows, box[1], box[3], clip[1], clip[3], size))
-        return NOT_HERE;
+        return UNSUPPORTED;
     int first_x = w->columns.first[0], end_x = w->columns.first[size - 1] + w->columns.count[size - 1];
     int first_y = w->rows.first[0], end_y = w->rows.first[size - 1] + w->rows.count[size - 1];
     JDIMENSION x0 = (JDIMENSION)(first_x > CHROMA_MARGIN ? first_x - CHROMA_MARGIN : 0);
@@ -240,7 +240,7 @@ static int decode(struct work *w, const uint8_t *data, size_t bytes, const doubl
     size_t stride = (size_t)width * 3;
     w->lines = malloc(stride * (size_t)(end_y - first_y));
     w->row = malloc((stride + 4) * sizeof(float));
-    if (!w->lines || !w->row) return NOT_HERE;
+    if (!w->lines || !w->row) return UNSUPPORTED;
     if (first_y > 0) jpeg_skip_scanlines(jpeg, (JDIMENSION)first_y);
     for (int y = 0; y < end_y - first_y;) {
         JSAMPROW line = w->lines + stride * (size_t)y;

@@ -27,7 +27,7 @@ JPEGS = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
-class Form:
+class CopyFormat:
     """How images are written.
 
     Attributes:
@@ -39,31 +39,31 @@ class Form:
     quality: int = 95
 
 
-def prepare(source: Path, target: Path, form: Form, processes: int) -> dict[str, str]:
+def prepare(source: Path, target: Path, copy_format: CopyFormat, processes: int) -> dict[str, str]:
     """Writes the copy, under the same names. What is there already is left: a stopped run goes on where it was.
 
     Args:
         source: the tree.
         target: the copy; made if need be.
-        form: of the images.
+        copy_format: of the images.
         processes: how many work at it.
 
     Returns:
         Name -> reason, of the files that cannot be read; they are left out.
 
     Raises:
-        InputError: no images, or a copy of another form is there.
+        InputError: no images, or a copy in another format is there.
     """
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not files:
         raise InputError(f"there are no images in {source} ({', '.join(EXTENSIONS)})")
     if source.resolve() == target.resolve():
         raise InputError(f"the copy must have another folder than {source}")
-    _refuse_other_form(target, form)
+    _refuse_other_format(target, copy_format)
     for folder in sorted({(target / file).parent for file in files}):
         folder.mkdir(parents=True, exist_ok=True)
-    (target / RECORD).write_text(json.dumps(asdict(form)) + "\n", encoding="utf-8")
-    work = partial(_copy, source, target, form)
+    (target / RECORD).write_text(json.dumps(asdict(copy_format)) + "\n", encoding="utf-8")
+    work = partial(_copy, source, target, copy_format)
     bad: dict[str, str] = {}
     with multiprocessing.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         done = pool.imap_unordered(work, files, chunksize=16)
@@ -73,7 +73,7 @@ def prepare(source: Path, target: Path, form: Form, processes: int) -> dict[str,
     return bad
 
 
-def _refuse_other_form(target: Path, form: Form) -> None:
+def _refuse_other_format(target: Path, copy_format: CopyFormat) -> None:
     record = target / RECORD
     if not target.exists():
         return
@@ -85,11 +85,11 @@ def _refuse_other_form(target: Path, form: Form) -> None:
         before = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
         before = None
-    if before != asdict(form):
-        raise InputError(f"{target} holds a copy of another form, {before}; give another folder, or remove it")
+    if before != asdict(copy_format):
+        raise InputError(f"{target} holds a copy in another format, {before}; give another folder, or remove it")
 
 
-def _copy(source: Path, target: Path, form: Form, file: Path) -> tuple[str, str]:
+def _copy(source: Path, target: Path, copy_format: CopyFormat, file: Path) -> tuple[str, str]:
     """(name, why it cannot be read or "")."""
     new = target / file
     if new.exists():
@@ -99,7 +99,7 @@ def _copy(source: Path, target: Path, form: Form, file: Path) -> tuple[str, str]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                _write(source / file, beside, form)
+                _write(source / file, beside, copy_format)
         except Exception as error:  # decoders raise nearly anything for a damaged file
             return str(source / file), " ".join(str(error).split()) or type(error).__name__
         os.replace(beside, new)
@@ -108,18 +108,18 @@ def _copy(source: Path, target: Path, form: Form, file: Path) -> tuple[str, str]
     return str(source / file), ""
 
 
-def _write(file: Path, new: Path, form: Form) -> None:
+def _write(file: Path, new: Path, copy_format: CopyFormat) -> None:
     with Image.open(file) as opened:
         image = upright(opened)  # also of a small one: what loading will refuse is not copied
     width, height = image.size
-    if min(width, height) <= form.size:
+    if min(width, height) <= copy_format.size:
         shutil.copyfile(file, new)
         return
-    shrink = form.size / min(width, height)
-    size = (max(form.size, round(width * shrink)), max(form.size, round(height * shrink)))
+    shrink = copy_format.size / min(width, height)
+    size = (max(copy_format.size, round(width * shrink)), max(copy_format.size, round(height * shrink)))
     resized = image.resize(size, Image.Resampling.BICUBIC)
     if new.suffix.lower() in JPEGS:
-        resized.save(new, "JPEG", quality=form.quality)
+        resized.save(new, "JPEG", quality=copy_format.quality)
     else:
         resized.save(new, "PNG")  # whatever its name: what reads it looks at its content
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.size < 1 or given.processes < 1 or not 1 <= given.quality <= 100:
             raise InputError("--size and --processes are 1 or more, --quality is 1..100")
-        bad = prepare(given.source, given.target, Form(given.size, given.quality), given.processes)
+        bad = prepare(given.source, given.target, CopyFormat(given.size, given.quality), given.processes)
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130

@@ -20,7 +20,7 @@ links of folders followed: to ask for each of a million files would take minutes
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitImages:
     """Images of one part, and how messages call them.
 
     Attributes:
@@ -40,12 +40,12 @@ class Part:
     where: Callable[[int], str]
 
 
-def refuse_same_images(parts: Sequence[Part]) -> None:
+def refuse_same_images(parts: Sequence[SplitImages]) -> None:
     """Raises :class:`InputError` where one image is in two parts, or twice in one with two labels or where it must not be."""
     followed = sum(len(part.paths) for part in parts) <= FOLLOWED_FILES
     seen: dict[Hashable, int] = {}  # the images' numbers, all parts counted on
     starts = np.cumsum([0, *(len(part.paths) for part in parts)]).tolist()
-    shared: dict[tuple[str, str], list[tuple[Part, int, Part, int]]] = {}
+    shared: dict[tuple[str, str], list[tuple[SplitImages, int, SplitImages, int]]] = {}
     for part, start in zip(parts, starts, strict=False):
         for number, key in enumerate(_keys(part, followed), start):
             earlier = seen.setdefault(key, number)
@@ -61,7 +61,7 @@ def refuse_same_images(parts: Sequence[Part]) -> None:
         raise InputError(f"{part.name} and {other.name} share {len(found):,} images, such as {_shown(part, index)}{as_there}")
 
 
-def _refuse_twice(part: Part, one: int, other: int) -> None:
+def _refuse_twice(part: SplitImages, one: int, other: int) -> None:
     first, second = str(part.labels[one]), str(part.labels[other])
     if first != second:
         raise InputError(f"{part.where(one)} and {part.where(other)} give the same image, {_shown(part, other)}, two labels, "
@@ -71,11 +71,11 @@ def _refuse_twice(part: Part, one: int, other: int) -> None:
                          "tested on, or of which a share is held out as val, has each image once")  # fmt: skip
 
 
-def _shown(part: Part, index: int) -> str:
+def _shown(part: SplitImages, index: int) -> str:
     return os.fsdecode(bytes(part.paths[index]))
 
 
-def _keys(part: Part, followed: bool) -> Iterator[Hashable]:
+def _keys(part: SplitImages, followed: bool) -> Iterator[Hashable]:
     base = os.fsencode(part.base)
     real: dict[bytes, bytes] = {}
     for path in part.paths.tolist():
@@ -111,7 +111,7 @@ def refuse_same_folders(base: Path, parts: Mapping[str, bool]) -> None:
         own = [(name, file) for place, name, file in files if place == part]
         paths = np.array([os.fsencode(f"{part}/{name}/{file}") for name, file in own], np.bytes_)
         names = np.array([name for name, _ in own], np.str_)
-        found.append(Part(str(base / part), base, paths, names, once, _place(base, paths)))
+        found.append(SplitImages(str(base / part), base, paths, names, once, _place(base, paths)))
     refuse_same_images(found)
 
 

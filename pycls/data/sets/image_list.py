@@ -12,7 +12,7 @@ from pycls.data.dataset import MissingSplit, Split, check_split, resolve_root, s
 from pycls.data.images.image_files import ImageFiles, check_files, read_classes
 from pycls.data.index.lists import ImageList, class_names, numbered, read_list
 from pycls.data.index.places import local_path, path_under
-from pycls.data.index.same_images import Part, refuse_same_images
+from pycls.data.index.same_images import SplitImages, refuse_same_images
 from pycls.errors import InputError
 from pycls.ranges import COUNT, NOT_NEGATIVE
 from pycls.registry import DATASETS
@@ -138,7 +138,7 @@ def _part(
 ) -> tuple[np.ndarray, np.ndarray]:
     training, has_val = found["train"].name if "train" in found else "the file of classes", "val" in lists.files
     labels = {part: numbered(own, names, training) for part, own in found.items()}
-    refuse_same_images([Part(own.name, lists.folder, own.paths, own.labels, part != "train" or not has_val, own.where)
+    refuse_same_images([SplitImages(own.name, lists.folder, own.paths, own.labels, part != "train" or not has_val, own.where)
                         for part, own in found.items()])  # fmt: skip
     if split in ("val", "test") and split in found:
         return found[split].paths, labels[split]
