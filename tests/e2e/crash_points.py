@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(folder) for folder in Path(__file__).parents[:3]]
 
 from running import DIGITS  # type: ignore[import-not-found]  # noqa: E402
 
