@@ -27,6 +27,7 @@ import tempfile
 import threading
 import types
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,6 +70,18 @@ class Process(subprocess.Popen):  # type: ignore[type-arg]
             return
         self.pid, self._child_created = pid, True
         self._close_pipe_fds(*(given[name] for name in pairs))
+
+
+def run(command: Sequence[str | Path], timeout: float = 200, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """As ``subprocess.run``, with what it prints as text."""
+    words = list(map(str, command))
+    with Process(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            if process.returncode is None:
+                process.kill()
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def can_run(words: list[str]) -> bool:

@@ -14,6 +14,7 @@ from types import ModuleType
 import checkpoint
 import class_parallel
 import esf
+import forked
 import heads
 import loading
 import photographs
@@ -49,8 +50,7 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def run(script: str, *arguments: str) -> str:
     """The same in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *arguments], capture_output=True, text=True,
-                          env=environment, check=False, timeout=200)  # fmt: skip
+    done = forked.run([sys.executable, ROOT / "benchmarks" / script, *arguments], env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
