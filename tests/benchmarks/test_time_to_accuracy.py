@@ -61,6 +61,7 @@ def test_a_continued_run_is_refused(finished: Path) -> None:
         script.report(finished, 75.0)
 
 
+@pytest.mark.extra
 def test_the_command(tmp_path: Path) -> None:
     """On digits; a finished run is read again for another accuracy."""
     command = [sys.executable, str(ROOT / "benchmarks/time_to_accuracy.py"), "--cfg", str(DIGITS),
