@@ -14,6 +14,7 @@ import fcntl
 import gc
 import importlib
 import inspect
+import io
 import json
 import logging
 import os
@@ -96,7 +97,7 @@ def start(request: dict[str, Any], files: list[int]) -> int | None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # the command's parent, which dies at once, is a child of the template
     try:
         with ask(address(), {**request, "orphan": True}, files) as asked:
-            return int(asked.makefile().readline()) or None
+            return int(line(asked)) or None
     finally:
         prctl(PR_SET_CHILD_SUBREAPER, 0)
 
@@ -114,6 +115,16 @@ def ask(where: str, request: dict[str, Any], files: list[int]) -> socket.socket:
     socket.send_fds(asked, [len(message).to_bytes(8, "big")], files)
     asked.sendall(message)
     return asked
+
+
+def line(asked: socket.socket) -> bytes:
+    """The next line of the answer, and not a byte more."""
+    found = b""
+    while not found.endswith(b"\n"):
+        byte = asked.recv(1)
+        assert byte, "the template is gone"
+        found += byte
+    return found
 
 
 def address() -> str:
@@ -244,10 +255,12 @@ class Template:
         for number, file in enumerate([fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3) for file in files]):
             os.dup2(file, number)
         os.closerange(3, 1024)
-        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-            number, old = ("stdin", "stdout", "stderr").index(name), getattr(sys, f"__{name}__")
-            new = open(number, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
-            new.reconfigure(line_buffering=name == "stderr" or new.isatty())
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            old = getattr(sys, f"__{name}__")
+            raw = old.write_through  # PYTHONUNBUFFERED
+            binary = open(number, "wb" if number else "rb", 0 if raw else -1, closefd=False)  # noqa: SIM115
+            lines = not raw and (name == "stderr" or binary.isatty())
+            new = io.TextIOWrapper(binary, old.encoding, old.errors, line_buffering=lines, write_through=raw)
             setattr(sys, name, new)
             setattr(sys, f"__{name}__", new)
         for name in set(sys.modules) - self.modules:  # of the launcher
@@ -300,15 +313,20 @@ def run_in_place_of(where: str, words: list[str]) -> int:
     request = {"argv": words, "cwd": os.getcwd(), "session": False, "env": dict(os.environ), "orphan": False}
     if not can_run(words):
         os.execv(words[0], words)
-    ignored = ignored_signals()
-    answer = ask(where, request, [0, 1, 2]).makefile()
-    pid = int(answer.readline())
-    if not pid:
-        os.execv(words[0], words)
-    for number in HANDLED:
-        if number not in ignored:
-            signal.signal(number, lambda number, _: os.kill(pid, number))
-    code = int(answer.readline())
+    with ask(where, request, [0, 1, 2]) as asked:
+        pid = int(line(asked))
+        if not pid:
+            os.execv(words[0], words)
+        come, noted = os.pipe()
+        os.set_blocking(noted, False)
+        signal.set_wakeup_fd(noted)
+        for number in {*HANDLED}.difference(ignored_signals()):
+            signal.signal(number, lambda *_: None)
+        while asked not in (ready := select.select([asked, come], [], [])[0]):
+            for number in os.read(come, 100) if ready else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        code = int(line(asked))
     if code < 0:
         with contextlib.suppress(OSError):  # of SIGKILL
             signal.signal(-code, signal.SIG_DFL)
