@@ -211,6 +211,7 @@ def test_a_slow_rank_is_named(tmp_path: Path) -> None:
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.mark.slow
 def test_torchrun(pair: Path, random_mnist: Path, tmp_path: Path) -> None:
     command = words(random_mnist, tmp_path)
     ended = finish(start(*command, launcher=TORCHRUN))
