@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import long_tail
 import pytest
 
@@ -17,9 +18,8 @@ FILES = sorted((ROOT / "configs").glob("*_lt/*.yaml"))
 
 
 def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, ROOT / "benchmarks/long_tail.py", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False, timeout=300)
+    return forked.run([sys.executable, ROOT / "benchmarks/long_tail.py", *arguments], env=environment, timeout=300)
 
 
 def test_accuracies_are_the_evaluations_own() -> None:

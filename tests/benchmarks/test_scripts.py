@@ -14,6 +14,7 @@ from types import ModuleType
 import checkpoint
 import class_parallel
 import esf
+import forked
 import heads
 import loading
 import photographs
@@ -49,12 +50,12 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def run(script: str, *arguments: str) -> str:
     """The same in a separate process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script), *arguments], capture_output=True, text=True,
-                          env=environment, check=False, timeout=200)  # fmt: skip
+    done = forked.run([sys.executable, ROOT / "benchmarks" / script, *arguments], env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("name", CASES)
 def test_train_step(name: str, main: Callable[..., str]) -> None:
     text = main(train_step, "--quick", "--only", name)
@@ -88,12 +89,14 @@ def test_no_gpu_is_said_in_a_line(module: ModuleType, main: Callable[..., str], 
     assert stop.value.code == 2 and "--device cuda: this PyTorch finds no GPU" in capsys.readouterr().err
 
 
+@pytest.mark.extra
 def test_train_step_by_step(main: Callable[..., str]) -> None:
     text = main(train_step, "--quick", "--by-step", "--only", "lenet5")
     assert "1 rounds, each a step on one batch in turn" in text
     assert re.search(r"^ours +\S+ \S+ +\S+ +\d\.\d+ +bare loop", text, re.MULTILINE), text
 
 
+@pytest.mark.extra
 def test_train_step_without_timm(main: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     text = main(train_step, "--quick", "--only", "resnet20")
@@ -124,6 +127,7 @@ def test_timms_net_is_ours() -> None:
     assert sorted(p.shape for p in ours.parameters()) == sorted(p.shape for p in theirs.parameters())
 
 
+@pytest.mark.extra
 def test_checkpoint(main: Callable[..., str]) -> None:
     text = main(checkpoint, "--quick")
     for row in ("pycls: the loop stands still", "until it is on the disk", "copying alone", "torch.save + fsync"):
@@ -131,6 +135,7 @@ def test_checkpoint(main: Callable[..., str]) -> None:
     assert "<= 0.06" in text
 
 
+@pytest.mark.extra
 def test_esf(main: Callable[..., str]) -> None:
     text = main(esf, "--quick", "--k", "3", "--tau", "0.5")
     assert "k 3, 40 classes, batch 8" in text
@@ -138,6 +143,7 @@ def test_esf(main: Callable[..., str]) -> None:
         assert row in text
 
 
+@pytest.mark.extra
 def test_heads_has_every_head(main: Callable[..., str]) -> None:
     text = main(heads, "--quick", "--no-peers", "--busy")
     rows = [line.split("  ")[0] for line in text.splitlines()]
@@ -145,6 +151,7 @@ def test_heads_has_every_head(main: Callable[..., str]) -> None:
         assert name in rows, f"no row for {name}"
 
 
+@pytest.mark.extra
 def test_loading() -> None:
     text = run("loading.py", "--quick", "--peers", "timm")
     for part in ("train, 1 core", "eval, 1 core"):
@@ -153,6 +160,7 @@ def test_loading() -> None:
         assert text.count(f"\n{row} ") == 2, row
 
 
+@pytest.mark.extra
 def test_a_device_that_decodes(tmp_path: Path) -> None:
     """What loading.py runs on a GPU, with a CPU in its place, on a folder that photographs.py lays out."""
     text = run("photographs.py", str(tmp_path / "set"), "--images", "5")
@@ -191,6 +199,7 @@ def test_all_that_a_gpu_measures(tmp_path: Path) -> None:
     assert (tmp_path / "waits_auto/time.json").is_file() and (tmp_path / "cifar100.json").is_file()
 
 
+@pytest.mark.extra
 @linux
 def test_heads_memory_of_a_process_each() -> None:
     text = run("heads.py", "--quick", "--heads", "arcface", "--no-peers", "--memory")

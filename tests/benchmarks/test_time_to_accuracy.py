@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import time_to_accuracy as script
 
@@ -61,6 +61,7 @@ def test_a_continued_run_is_refused(finished: Path) -> None:
         script.report(finished, 75.0)
 
 
+@pytest.mark.extra
 def test_the_command(tmp_path: Path) -> None:
     """On digits; a finished run is read again for another accuracy."""
     command = [sys.executable, str(ROOT / "benchmarks/time_to_accuracy.py"), "--cfg", str(DIGITS),
@@ -68,8 +69,7 @@ def test_the_command(tmp_path: Path) -> None:
     options = ["OPTIM.MAX_EPOCH", "2", "NUM_THREADS", "1", "TENSORBOARD", "False", "DEVICE", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for top1, epoch in (("5", 1), ("100", None)):
-        done = subprocess.run([*command, "--top1", top1, *options], capture_output=True, text=True, env=environment,
-                              check=False, timeout=200)  # fmt: skip
+        done = forked.run([*command, "--top1", top1, *options], env=environment)
         assert done.returncode == 0, done.stderr
         figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
         assert figures["epoch"] == epoch and figures["img_per_s"] > 0 and figures["img_per_epoch"] == 19 * 64

@@ -1,10 +1,10 @@
 """The compiled decoder against Pillow: the same pixels from no more of the file than is needed."""
 
 import io
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -207,8 +207,8 @@ def test_without_a_compiler_pillow_does_it(tmp_path: Path) -> None:
     (broken / "cc").write_text("#!/bin/sh\nexit 1\n")
     (broken / "cc").chmod(0o755)
     for path, reason in ((tmp_path / "nothing", "no C compiler"), (broken, "headers")):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        done = forked.run(
+            [sys.executable, "-c", code],
             env={"PATH": str(path), "PYTHONPATH": str(ROOT), "PYCLS_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
         )  # fmt: skip
         assert done.returncode == 0 and done.stdout == "None\n", done

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 TIMEOUT_S = 240
@@ -93,9 +95,10 @@ class Workspace:
 
     Args:
         folder: an empty folder.
+        fresh: whether each command starts an interpreter of its own; otherwise it is forked (forked.py).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
         self.folder = folder
         for name in ("tools", "configs", "examples"):
             (folder / name).symlink_to(ROOT / name)
@@ -103,7 +106,8 @@ class Workspace:
         programs.mkdir()
         for name, module in (("python", ""), ("torchrun", "-m torch.distributed.run ")):
             program = programs / name
-            program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module}"$@"\n')
+            command = shlex.join([*([] if fresh else forked.in_shell()), sys.executable])
+            program.write_text(f'#!/bin/sh\nexec {command} {module}"$@"\n')
             program.chmod(0o755)
         self.environment = {
             **os.environ,
@@ -135,7 +139,7 @@ class Workspace:
     def run_block(self, block: Block) -> None:
         """Runs a block and checks that it does what the page says."""
         if block.kind == "python":
-            self._succeed(block, sys.executable, "-c", block.text)
+            self._succeed(block, str(self.folder / ".bin/python"), "-c", block.text)
         elif block.kind == "bash":
             script = without_installation(block.text)
             if script.strip():

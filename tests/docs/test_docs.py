@@ -24,15 +24,22 @@ def page_id(page: Path) -> str:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path: Path, fresh: bool) -> Workspace:
     for k in range(40):
         folder = tmp_path / "photos/train" / ("day" if k % 2 else "night")
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40 + k, 32), (200 * (k % 2), 5 * k, 90)).save(folder / f"{k}.png")
-    return Workspace(tmp_path)
+    return Workspace(tmp_path, fresh)
+
+
+@pytest.fixture
+def fresh() -> bool:
+    """Whether each command of a page starts an interpreter of its own."""
+    return False
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.extra)], ids=["forked", "fresh"])
 @pytest.mark.parametrize("page", RUN_PAGES, ids=page_id)
 def test_commands_of_page(page: Path, workspace: Workspace) -> None:
     for block in blocks_of(page):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejson
 import torch
+from forked import Process  # type: ignore[import-not-found]
 
 from pycls import cli
 from pycls.engine.checkpoint.state_file import load_state
@@ -49,12 +50,15 @@ def call(*words: object) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def start(*words: object, launcher: list[str] | None = None, **env: str) -> "subprocess.Popen[str]":
-    """The command line as a separate process."""
+def start(
+    *words: object, launcher: list[str] | None = None, fresh: bool = False, **env: str
+) -> "subprocess.Popen[str]":
+    """The command line as a separate process; a ``fresh`` one imports torch itself, as do those of another launcher."""
     command = [*(launcher or [sys.executable]), str(RUN_NET), *map(str, words)]
+    kind = subprocess.Popen if fresh or launcher else Process
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**clean, "OMP_NUM_THREADS": "1", **env})  # fmt: skip
+    return kind(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env={**clean, "OMP_NUM_THREADS": "1", **env})  # fmt: skip
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float = 200) -> Ended:

@@ -48,7 +48,7 @@ def alone(random_mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(random_mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run on two processes."""
     folder = tmp_path_factory.mktemp("pair") / "run"
-    ended = finish(start(*words(random_mnist, folder, "NUM_PROCS", 2)))
+    ended = finish(start(*words(random_mnist, folder, "NUM_PROCS", 2), fresh=True))
     assert ended.code == 0, ended.err
     assert ended.err == "" and ended.out.count("tested on") == 1, ended
     return folder
@@ -211,6 +211,7 @@ def test_a_slow_rank_is_named(tmp_path: Path) -> None:
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.mark.slow
 def test_torchrun(pair: Path, random_mnist: Path, tmp_path: Path) -> None:
     command = words(random_mnist, tmp_path)
     ended = finish(start(*command, launcher=TORCHRUN))

@@ -12,24 +12,19 @@ FAST = ["TENSORBOARD", "False", "OPTIM.MAX_EPOCH", "1"]
 OPTIONS = {
     "no epoch": "OPTIM.MAX_EPOCH 0",
     "no epoch, moving average": "OPTIM.MAX_EPOCH 0 OPTIM.EMA_UPDATE_PERIOD 1",
-    "no evaluation": "TRAIN.EVAL_SPLIT none",
-    "evaluation on test": "TRAIN.EVAL_SPLIT test",
+    "no evaluation, plain sgd": "TRAIN.EVAL_SPLIT none OPTIM.MOMENTUM 0.0 OPTIM.WEIGHT_DECAY 0.0 OPTIM.WARMUP_EPOCHS 0.0",
+    "evaluation on test, channels first": "TRAIN.EVAL_SPLIT test MODEL.CHANNELS_LAST False TRAIN.LABEL_SMOOTHING 0.1",
     "trainval": "TRAIN.SPLIT trainval TRAIN.EVAL_SPLIT none",
-    "moving average": "OPTIM.EMA_UPDATE_PERIOD 2 OPTIM.EMA_ALPHA 1e-3",
+    "moving average, steps": "OPTIM.EMA_UPDATE_PERIOD 2 OPTIM.EMA_ALPHA 1e-3 OPTIM.LR_POLICY steps "
+                             "OPTIM.STEPS [1] OPTIM.MAX_EPOCH 2",
     "precise batch norm": "MODEL.TYPE lenetspp BN.USE_PRECISE_STATS True BN.NUM_SAMPLES_PRECISE 100",
-    "mixup and cutmix": "TRAIN.MIXUP_ALPHA 0.4 TRAIN.CUTMIX_ALPHA 1.0",
-    "accumulation and clipping": "TRAIN.ACCUM_STEPS 4 OPTIM.CLIP_NORM 0.5",
-    "bf16": "TRAIN.MIXED_PRECISION bf16",
+    "adam, mixup and cutmix": "OPTIM.OPTIMIZER adam OPTIM.BASE_LR 1e-3 TRAIN.MIXUP_ALPHA 0.4 TRAIN.CUTMIX_ALPHA 1.0",
+    "accumulation and clipping, lin": "TRAIN.ACCUM_STEPS 4 OPTIM.CLIP_NORM 0.5 OPTIM.LR_POLICY lin OPTIM.MIN_LR 0.1",
+    "bf16, head by parts": "TRAIN.MIXED_PRECISION bf16 HEAD.SIMILARITY.NAME cosine HEAD.MARGIN.NAME additive_cosine "
+                           "HEAD.LR_MULT 2.0 HEAD.WEIGHT_DECAY 0",
     "fp16": "TRAIN.MIXED_PRECISION fp16 OPTIM.CLIP_NORM 1.0",
-    "adam": "OPTIM.OPTIMIZER adam OPTIM.BASE_LR 1e-3",
-    "adamw": "OPTIM.OPTIMIZER adamw OPTIM.BASE_LR 1e-3 OPTIM.MAX_EPOCH 2 OPTIM.LR_POLICY exp",
-    "lin": "OPTIM.LR_POLICY lin OPTIM.MIN_LR 0.1",
-    "steps": "OPTIM.LR_POLICY steps OPTIM.STEPS [1] OPTIM.MAX_EPOCH 2",
-    "plain sgd": "OPTIM.MOMENTUM 0.0 OPTIM.WEIGHT_DECAY 0.0 OPTIM.WARMUP_EPOCHS 0.0",
-    "channels first": "MODEL.CHANNELS_LAST False",
-    "label smoothing": "TRAIN.LABEL_SMOOTHING 0.1",
-    "head by parts": "HEAD.SIMILARITY.NAME cosine HEAD.MARGIN.NAME additive_cosine HEAD.LR_MULT 2.0 HEAD.WEIGHT_DECAY 0",
-    "long epochs between": "OPTIM.MAX_EPOCH 2 TRAIN.EVAL_PERIOD 5 TRAIN.CHECKPOINT_PERIOD 5 LOG_PERIOD 100",
+    "adamw, long epochs between": "OPTIM.OPTIMIZER adamw OPTIM.BASE_LR 1e-3 OPTIM.MAX_EPOCH 2 OPTIM.LR_POLICY exp "
+                                  "TRAIN.EVAL_PERIOD 5 TRAIN.CHECKPOINT_PERIOD 5 LOG_PERIOD 100",
 }
 
 

@@ -1,10 +1,10 @@
 """Centre and ring loss, derived prototypes: how they move and what has a gradient; also over several processes."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from harness import gradients_of, make_batch, make_head
@@ -156,7 +156,7 @@ dist.destroy_process_group()
 
 
 def test_centres_and_radius_are_those_of_all_processes(tmp_path: Path) -> None:
-    running = [subprocess.Popen([sys.executable, "-c", ONE_OF_TWO, str(rank), str(tmp_path)],
+    running = [forked.Process([sys.executable, "-c", ONE_OF_TWO, str(rank), str(tmp_path)],
                                 env={**os.environ, "PYTHONPATH": str(ROOT)}) for rank in range(2)]  # fmt: skip
     assert all(process.wait(timeout=120) == 0 for process in running)
     (centers, radius), others = (torch.load(tmp_path / str(rank)) for rank in range(2))

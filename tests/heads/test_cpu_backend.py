@@ -1,11 +1,11 @@
 """The backend of compiled C beside the reference, which is the same arithmetic by torch's operations."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from harness import cases, gradients_of, make_batch, make_head, options_of, relative_error
@@ -246,8 +246,8 @@ def test_without_a_compiler_torch_does_it(tmp_path: Path) -> None:
             "    head = pycls.create_head(name, in_features=4, num_classes=5, **options)\n"
             "    head(torch.ones(2, 4), torch.tensor([0, 1])).loss.backward()\n"
             "print(head.backend.reason)")  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+    done = forked.run(
+        [sys.executable, "-c", code],
         env={"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "PYCLS_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout == "there is no C compiler\n", done

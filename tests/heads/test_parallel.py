@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from parallel_cases import (  # type: ignore[import-not-found]
@@ -54,7 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, trained: dict[str, Any]) -> 
     torch.save(trained, out / "whole.pt")
     for world in WORLDS:
         running = [
-            subprocess.Popen([sys.executable, str(CASES_FILE), str(rank), str(world), str(out / f"store{world}"), str(out)],
+            forked.Process([sys.executable, str(CASES_FILE), str(rank), str(world), str(out / f"store{world}"), str(out)],
                              stderr=subprocess.PIPE, text=True)
             for rank in range(world)
         ]  # fmt: skip

@@ -93,7 +93,8 @@ def used_variants(types: list[torch.dtype | None], trials: list[torch.dtype]) ->
 @needs_triton
 @pytest.mark.parametrize(
     ("types", "trials"),
-    [([torch.bfloat16], []), pytest.param([None, torch.float16], [torch.float32, *HALVES], marks=pytest.mark.slow)],
+    [pytest.param([torch.bfloat16], [], marks=pytest.mark.extra),
+     pytest.param([None, torch.float16], [torch.float32, *HALVES], marks=pytest.mark.slow)],
     ids=["bf16", "others"],
 )
 def test_every_variant_compiles_for_hopper(types: list, trials: list, tmp_path: Path, monkeypatch) -> None:

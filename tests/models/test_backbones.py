@@ -121,7 +121,9 @@ def test_it_learns(name: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.7  # 1.39 by chance
+        if loss.item() < 0.7:  # 1.39 by chance
+            return
+    pytest.fail(f"the loss is still {loss.item()}")
 
 
 @pytest.mark.parametrize("name", MODELS.names())

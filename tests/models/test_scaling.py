@@ -91,7 +91,12 @@ def test_stages_by_pyclss_rules(name: str) -> None:
         assert (scaled["stem_w"], scaled["head_w"]) == (options["stem_w"], options["head_w"])
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.startswith("RegNet")])
+QUICK = ("RegNetX-200MF", "RegNetX-4.0GF", "RegNetX-32GF", "RegNetY-200MF", "RegNetY-1.6GF", "RegNetY-16GF")
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES if name.startswith("RegNet")
+])  # fmt: skip
 def test_a_regnet_is_the_anynet_it_becomes(name: str) -> None:
     family, options, size = options_of(name)
     same_family, same = scale_model(family, options, Factors(1, 1, 1, 1))

@@ -1,12 +1,12 @@
 """tools/zoo.py, and weights of the zoo in runs."""
 
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import simplejson
 import torch
@@ -25,13 +25,13 @@ Publish = Callable[[dict[str, dict[str, Any]]], None]
 
 def test_the_script_lists_and_shows() -> None:
     script = [sys.executable, str(ROOT / "tools/zoo.py")]
-    listed = subprocess.run([*script, "list"], capture_output=True, text=True)
+    listed = forked.run([*script, "list"])
     assert listed.returncode == 0 and len(listed.stdout.splitlines()) == len(zoo.entries()) + 2
     assert "RegNetX-400MF" in listed.stdout and "27.38" in listed.stdout
-    shown = subprocess.run([*script, "show", "RegNetX-400MF"], capture_output=True, text=True)
+    shown = forked.run([*script, "show", "RegNetX-400MF"])
     for words in ("https://dl.fbaipublicfiles.com/pycls/dds_baselines/160905967/", "BGR", "27.382", "MIT", "not fetched yet"):
         assert words in shown.stdout
-    wrong = subprocess.run([*script, "show", "RegNetX-400"], capture_output=True, text=True)
+    wrong = forked.run([*script, "show", "RegNetX-400"])
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: the Model Zoo has no weights") and not wrong.stdout
 
 
