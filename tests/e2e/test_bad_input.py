@@ -29,7 +29,7 @@ def assert_refused(ended: Ended, *words: str, code: int = 2) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ("OPTIM.BASE_LRR 1", ["override OPTIM.BASE_LRR", "OPTIM.BASE_LR?"]),
+        ("OPTIM.BASE_LRR 1", ["unknown option OPTIM.BASE_LRR (override)", "OPTIM.BASE_LR?"]),
         ("OPTIM.BASE_LR fast", ["override OPTIM.BASE_LR", "fast"]),
         ("OPTIM.MAX_EPOCH 1.5", ["OPTIM.MAX_EPOCH", "1.5"]),
         ("MODEL.NUM_CLASSES 7", ["NUM_CLASSES", "7", "at least 10"]),
@@ -59,7 +59,7 @@ def test_wrong_option(tmp_path: Path, overrides: str, words: list[str]) -> None:
 def test_wrong_yaml(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(YAML.replace("BASE_LR", "BASE_RL"))
-    assert_refused(call("--cfg", path), f"{path}:4: OPTIM.BASE_RL", "OPTIM.BASE_LR?")
+    assert_refused(call("--cfg", path), f"{path}:4: unknown option OPTIM.BASE_RL", "OPTIM.BASE_LR?")
     path.write_text(YAML.replace("0.05", "quick"))
     assert_refused(call("--cfg", path), f"{path}:4: OPTIM.BASE_LR", "quick")
     assert_refused(call("--cfg", tmp_path / "b.yaml"), "no such file")
