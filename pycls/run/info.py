@@ -17,8 +17,8 @@ def info(cfg: CfgNode) -> int:
     print(config.dump(cfg))
     print(model)
     print(f"\nimages {channels} x {size} x {size}, features {model.backbone.feature_dim}, classes {classes}")
-    print(complexity(model, channels, size))
     if isinstance(model.head, Head):
         backend, reason = model.head.backend
         print(f"head computed by the {backend.name} backend here: {reason}")
+    print(complexity(model, channels, size))
     return 0
