@@ -44,7 +44,7 @@ def seconds(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, device: str, folder: Path, repeats: int) -> dict[str, list[float]]:
+def timings(name: str, device: str, folder: Path, repeats: int) -> dict[str, list[float]]:
     """Seconds by what is measured, one a round; the first round, which allocates, is not counted."""
     model, state = make_state(name, device)
     sources = [*model_state(model).values()] * 2 + [v["momentum_buffer"] for v in state()["optimizer"].values()]
@@ -89,7 +89,7 @@ def main() -> None:
     name = "ResNet-18" if arguments.quick else "ResNet-50"
     print(setting(arguments.device), flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        found = measure(name, arguments.device, Path(folder), arguments.repeats)
+        found = timings(name, arguments.device, Path(folder), arguments.repeats)
     rows = []
     for title, values in found.items():
         middle = statistics.median(values)

@@ -66,7 +66,7 @@ def added(job: Callable[[], object]) -> tuple[float, float]:
     return highest - before, seconds
 
 
-def measure(rank: int, world_size: int, folder: str, classes: int, dim: int, where: Where) -> None:
+def timings(rank: int, world_size: int, folder: str, classes: int, dim: int, where: Where) -> None:
     """One process of one way to save."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", world_size), rank=rank, world_size=world_size)
@@ -111,7 +111,7 @@ def main() -> None:
     print("| saved as | rank | saving adds MB | s | loading adds MB | s |\n|---|---:|---:|---:|---:|---:|")
     for title, where in SAVED:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            mp.spawn(measure, (args.processes, folder, args.classes, args.dim, where), args.processes)
+            mp.spawn(timings, (args.processes, folder, args.classes, args.dim, where), args.processes)
             for rank in range(args.processes):
                 saved, save_s, loaded, load_s = torch.load(f"{folder}/{rank}.pt")
                 print(f"| {title} | {rank} | {saved / 1e6:.0f} | {save_s:.1f} | {loaded / 1e6:.0f} | {load_s:.1f} |")

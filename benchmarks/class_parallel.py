@@ -38,7 +38,7 @@ def resident(kind: str) -> float:
     return 1024.0 * int(found[1])
 
 
-def measure(rank: int, world_size: int, store: str, classes: int, dim: int, batch: int, rate: float, out: str) -> None:
+def timings(rank: int, world_size: int, store: str, classes: int, dim: int, batch: int, rate: float, out: str) -> None:
     """One process: builds its share, makes steps, writes bytes and seconds."""
     torch.set_num_threads(1)
     if world_size > 1:
@@ -67,7 +67,7 @@ def measure(rank: int, world_size: int, store: str, classes: int, dim: int, batc
 def measured(classes: int, dim: int, batch: int, rate: float, world_size: int) -> tuple[float, float]:
     """The largest process's bytes and seconds a step."""
     with tempfile.TemporaryDirectory() as out:
-        mp.spawn(measure, (world_size, f"{out}/store", classes, dim, batch, rate, out), world_size)
+        mp.spawn(timings, (world_size, f"{out}/store", classes, dim, batch, rate, out), world_size)
         found = [torch.load(f"{out}/{rank}.pt") for rank in range(world_size)]
     return max(size for size, _ in found), max(seconds for _, seconds in found)
 

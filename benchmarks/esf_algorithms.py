@@ -14,7 +14,7 @@ LOG_ZERO = -1e30
 """For ln 0: finite, so that sums and differences of several stay numbers, and so do their gradients."""
 
 
-def others(scores: Tensor, labels: Tensor) -> Tensor:
+def other_scores(scores: Tensor, labels: Tensor) -> Tensor:
     """The scores without the label's, [N, K - 1]."""
     keep = torch.ones_like(scores, dtype=torch.bool).scatter_(1, labels[:, None], False)
     return scores[keep].view(len(scores), -1)
@@ -22,7 +22,7 @@ def others(scores: Tensor, labels: Tensor) -> Tensor:
 
 def summation(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """One number after the other, ``sigma_i <- sigma_i + a_j sigma_{i-1}``, in plain numbers, with automatic derivatives."""
-    a = others(scores, labels).exp()
+    a = other_scores(scores, labels).exp()
     sigma = torch.cat((a.new_ones(len(a), 1), a.new_zeros(len(a), k)), dim=1)
     for column in a.unbind(dim=1):
         sigma = torch.cat((sigma[:, :1], sigma[:, 1:] + column[:, None] * sigma[:, :-1]), dim=1)
@@ -62,13 +62,13 @@ def _log_product(a: Tensor, b: Tensor, degree: int) -> Tensor:
 
 def divide_automatic(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """Divide and conquer in log-space, with automatic derivatives."""
-    sigma = log_polynomial(others(scores, labels), k)
+    sigma = log_polynomial(other_scores(scores, labels), k)
     return sigma[k] - sigma[k - 1]
 
 
 def divide_custom(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """Divide and conquer in log-space, with the paper's derivatives."""
-    return _PaperRatio.apply(others(scores, labels), k)
+    return _PaperRatio.apply(other_scores(scores, labels), k)
 
 
 class _PaperRatio(torch.autograd.Function):
@@ -136,7 +136,7 @@ def reference(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     With the polynomials of the numbers before j and of those after it, those without j are their product: the
     derivative of ``ln sigma_i`` by ``s_j`` is ``a_j sigma_{i-1}(without j) / sigma_i``.
     """
-    x = others(scores.detach().double(), labels)
+    x = other_scores(scores.detach().double(), labels)
     before, after = _running(x, k), _running(x.flip(1), k).flip(0)
     n = x.shape[1]
     whole = before[n]

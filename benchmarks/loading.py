@@ -122,7 +122,7 @@ def seconds(passes: Passes, number: int, images: int, device: str) -> float:
     return time.perf_counter() - start
 
 
-def measure(
+def timings(
     root: Path, images: int, batch: int, cores: int, repeats: int, peers: dict[str, Maker], device: str
 ) -> dict[str, dict[str, list[float]]]:
     """Train and eval -> method -> images a second, one a round; a first round is not counted."""
@@ -197,7 +197,7 @@ def main() -> None:
                 print(f"\n{cores} cores: this machine has {len(everything)}")
                 continue
             os.sched_setaffinity(0, sorted(everything)[:cores])
-            results[str(cores)] = measure(Path(temporary), given.images, batch, cores, given.repeats, peers, given.device)
+            results[str(cores)] = timings(Path(temporary), given.images, batch, cores, given.repeats, peers, given.device)
             report(results[str(cores)], cores)
             os.sched_setaffinity(0, everything)
     if given.json:

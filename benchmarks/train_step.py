@@ -153,7 +153,7 @@ def run_folder() -> Iterator[Path]:
             setup_logging()  # to the terminal alone: the file is closed
 
 
-def measure(case: Case, repeats: int, device: torch.device, busy: bool, by_step: bool = False) -> list[list[str]]:
+def timings(case: Case, repeats: int, device: torch.device, busy: bool, by_step: bool = False) -> list[list[str]]:
     """The rows of a case."""
     dataset = random_images(case)
     with run_folder() as folder:
@@ -210,7 +210,7 @@ def main() -> None:
             case = case.eager()
         if arguments.quick:
             case = case.tiny()
-        rows = measure(case, arguments.repeats, device, arguments.busy, arguments.by_step)
+        rows = timings(case, arguments.repeats, device, arguments.busy, arguments.by_step)
         header = [case.title, "a step", "img/s", "speed", "of that of", "quartiles", "goal", ""]
         print(table(header, rows), end="\n\n", flush=True)
 

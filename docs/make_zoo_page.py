@@ -73,7 +73,7 @@ In evaluation the short side is resized to *resize*, and the centre crop has sid
 and `RegNetY-8.0GF` of torchvision are not included, since they differ from pycls's (torchvision rounds widths differently),
 nor are the weights trained on Instagram images (SWAG), whose licence forbids commercial use.
 {notes}
-With other classes, or a head of another type, the weights of the backbone are kept, the head is newly initialised, and a
+With other classes, or a head of another type, the weights of the backbone are kept, the head is re-initialised, and a
 line in the log says so (for `TRAIN.WEIGHTS` and `create_model`; `TEST.WEIGHTS` must fit completely). These weights contain no
 class names: the head is kept if the number of classes is ImageNet's, assuming their usual order, which is also logged.
 """

@@ -77,7 +77,7 @@ def test_train_step_of_a_gpu(name: str, main: Callable[..., str]) -> None:
 def test_both_sides_are_compiled_and_in_bf16() -> None:
     """As on a GPU, of a net that is quickly compiled."""
     lenet5 = CASES["lenet5"].tiny()
-    rows = train_step.measure(replace(lenet5, overrides=(*CASES["lenet5"].overrides, *COMPILED)), 1, torch.device("cpu"), False)
+    rows = train_step.timings(replace(lenet5, overrides=(*CASES["lenet5"].overrides, *COMPILED)), 1, torch.device("cpu"), False)
     assert [row[0] for row in rows] == ["bare loop", "ours", "arithmetic alone"]
 
 

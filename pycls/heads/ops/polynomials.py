@@ -62,7 +62,7 @@ class _LogRatio(torch.autograd.Function):
             (by_rest,) = torch.autograd.grad(ratio.sum(), [rest])
         by_top = _gradient_of_large(large, rest.detach(), whole.detach(), k).to(z.dtype)
         kept = histories if len(histories) == 1 else []  # a large one is computed again, block by block
-        ctx.save_for_backward(small, places, by_top, *tree.pull(by_rest), *kept)
+        ctx.save_for_backward(small, places, by_top, *tree.backward(by_rest), *kept)
         ctx.k, ctx.temperature, ctx.wide, ctx.count = k, temperature, wide, len(blocks)
         ctx.mark_non_differentiable(top)
         ctx.set_materialize_grads(False)
@@ -78,7 +78,7 @@ class _LogRatio(torch.autograd.Function):
             blocks = zip(_blocks(small, ctx.k), _blocks(result, ctx.k), by_groups, strict=True)
             for block, target, by_group in blocks:
                 history = kept[0] if kept else _histories(block, ctx.k, ctx.wide)
-                _pull_polynomials(block, history, by_group, target)
+                _polynomials_backward(block, history, by_group, target)
             result.mul_(small).scatter_(1, places, by_top)
             result.mul_(grad[:, None] / ctx.temperature)
         if grad_kth is not None:
@@ -113,7 +113,7 @@ def _histories(block: Tensor, k: int, wide: bool) -> Tensor:
     return history
 
 
-def _pull_polynomials(block: Tensor, history: Tensor, by_last: Tensor, target: Tensor) -> None:
+def _polynomials_backward(block: Tensor, history: Tensor, by_last: Tensor, target: Tensor) -> None:
     """Gradient by the block's numbers, written to ``target``, from that by the coefficients [k + 1, N, G]."""
     steps = len(history) - 1
     gradients = history.new_empty(history.shape)  # by the coefficients after each factor
@@ -152,7 +152,7 @@ class _Tree:
             self.levels.append(torch.cat((product, factors[:, :, 2 * half :]), dim=2) if factors.shape[2] % 2 else product)
         self.product = self.levels[-1][:, :, 0].clone()
 
-    def pull(self, gradient: Tensor) -> list[Tensor]:
+    def backward(self, gradient: Tensor) -> list[Tensor]:
         """From the gradient by the product to those by each leaf."""
         gradient, k = gradient[:, :, None], self.k
         for factors in reversed(self.levels[:-1]):
@@ -160,8 +160,8 @@ class _Tree:
             # the gradient by the one factor is the correlation with the other: both at once
             partner = torch.cat((factors[:, :, half : 2 * half], factors[:, :, :half]), dim=2)
             double = gradient[:, :, :half].repeat(1, 1, 2)
-            pulled = torch.stack([(double[i:] * partner[: k + 1 - i]).sum(dim=0) for i in range(k + 1)])
-            gradient = torch.cat((pulled, gradient[:, :, half:]), dim=2) if factors.shape[2] % 2 else pulled
+            by_other = torch.stack([(double[i:] * partner[: k + 1 - i]).sum(dim=0) for i in range(k + 1)])
+            gradient = torch.cat((by_other, gradient[:, :, half:]), dim=2) if factors.shape[2] % 2 else by_other
         return list(gradient.split(self.widths, dim=2))
 
 

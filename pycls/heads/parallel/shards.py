@@ -23,7 +23,7 @@ from pycls.heads.head import Head
 from pycls.heads.ops.fused import Ranking, Scores, class_scores
 from pycls.heads.parts import FeatureInput, Similarity, SoftmaxCriterion
 
-Draw = Callable[[int, Tensor], Tensor]
+RandomBits = Callable[[int, Tensor], Tensor]
 """(step, ids int64 [n]) -> 64 random bits for each, int64 [n]."""
 
 
@@ -42,7 +42,7 @@ class ClassShard:
     """
 
     def __init__(
-        self, classes: int, rank: int = 0, world_size: int = 1, sample_rate: float = 1.0, draw: Draw | None = None
+        self, classes: int, rank: int = 0, world_size: int = 1, sample_rate: float = 1.0, draw: RandomBits | None = None
     ) -> None:
         if world_size > classes:
             raise ValueError(f"{classes} classes cannot be sharded among {world_size} processes")
@@ -60,7 +60,7 @@ class ClassShard:
         per_class = count // self.classes
         return slice(self.low * per_class, self.high * per_class)
 
-    def part(self, value: Tensor) -> Tensor:
+    def own_rows(self, value: Tensor) -> Tensor:
         """This process's rows of ``value`` [K * rows a class, ...], a copy; a number is everyone's."""
         return value[self.rows(len(value))].clone() if value.ndim else value
 
@@ -70,7 +70,7 @@ class ClassShard:
         return [(high - low) * per_class for low, high in map(self.limits, range(self.world_size))]
 
     def whole(self, value: Tensor) -> Tensor:
-        """Undoes :meth:`part`: the rows of all classes, of each process's. All processes call it."""
+        """Undoes :meth:`own_rows`: the rows of all classes, of each process's. All processes call it."""
         return _gathered(value, self.sizes(value)) if value.ndim else value
 
     def scores(
@@ -181,7 +181,7 @@ def shard_classes(head: Head, shard: ClassShard) -> None:
     similarity = head.similarity
     for name in similarity.class_rows():
         value = similarity.get_parameter(name)
-        setattr(similarity, name, nn.Parameter(shard.part(value.detach()), requires_grad=value.requires_grad))
+        setattr(similarity, name, nn.Parameter(shard.own_rows(value.detach()), requires_grad=value.requires_grad))
     similarity.shard = shard
 
 
