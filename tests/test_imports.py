@@ -17,11 +17,11 @@ PACKAGES = {
     "registry": {"errors", "ranges"},
     "runtime": {"errors", "runtime"},
     "report": {"errors", "runtime", "report"},
-    "models": {"errors", "ranges", "registry", "models", "heads", "zoo"},  # create_model: head, weights
+    "models": {"errors", "ranges", "registry", "class_names", "heads", "engine", "zoo", "models"},  # for create_model
     "heads": {"errors", "ranges", "registry", "runtime", "heads"},  # runtime compiles its C source
     "data": {"errors", "ranges", "registry", "class_names", "runtime", "data"},
     "engine": {"errors", "runtime", "report", "engine"},
-    "zoo": {"errors", "registry", "class_names", "runtime", "heads", "engine", "models", "zoo"},  # names of models and classes
+    "zoo": {"errors", "class_names", "runtime", "engine", "zoo"},
     "config": {"errors", "ranges", "registry", "config"},
     "build": {"errors", "registry", "class_names", "runtime", "models", "heads", "data", "engine", "config", "build"},
     "run": {"", "errors", "registry", "class_names", "runtime", "report", "models", "heads", "data", "engine", "zoo",

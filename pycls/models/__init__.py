@@ -70,9 +70,9 @@ def create_model(
         _number_of(class_names, getattr(getattr(head, "similarity", None), "num_classes", None))
     model = Classifier(backbone, head)
     if weights is not None:
-        from pycls import zoo
+        from pycls.models.pretrained import load_into
 
-        zoo.load_into(model, weights, new_head=True, class_names=class_names)
+        load_into(model, weights, new_head=True, class_names=class_names)
     elif class_names is not None:
         model.class_names = list(class_names)
     return model
@@ -112,7 +112,7 @@ def _weights(name: str, pretrained: bool | str) -> Any:
     """The weights that are asked for, read before anything is built; None for none."""
     if pretrained is False:
         return None
-    from pycls import zoo  # looks into models itself
+    from pycls import zoo
 
     return zoo.load(zoo.find(name).url if pretrained is True else pretrained)
 

@@ -34,8 +34,7 @@ from pycls.runtime import pipe
 from pycls.runtime.files import atomic_write
 from pycls.runtime.log import setup_logging
 from pycls.zoo.catalogue import COLOURS, Colours
-from pycls.zoo.head_classes import names_in
-from pycls.zoo.weights import Weights, load, pycls_colours
+from pycls.zoo.weights import Weights, load, names_in, pycls_colours
 
 SUFFIXES = (".safetensors", ".pyth", ".pth", ".pt")
 

@@ -21,6 +21,7 @@ from yacs.config import CfgNode
 from pycls import build, config, zoo
 from pycls.errors import InputError, RunError
 from pycls.models.classifier import Classifier
+from pycls.models.pretrained import load_into
 from pycls.run import setup
 from pycls.runtime import pipe
 from pycls.runtime.files import reason_of
@@ -147,7 +148,7 @@ def build_trained(cfg: CfgNode, source: str) -> tuple[Classifier, int, int]:
     weights = zoo.load(source or cfg.TEST.WEIGHTS or setup.best_in(cfg))
     channels, size, classes = build.input_of(cfg)
     model = build.build_model(cfg, channels, size, classes)
-    zoo.load_into(model, weights)
+    load_into(model, weights)
     return model, channels, size
 
 

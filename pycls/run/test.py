@@ -6,6 +6,7 @@ from yacs.config import CfgNode
 
 from pycls import build, config, zoo
 from pycls.errors import InputError
+from pycls.models.pretrained import load_into
 from pycls.report import summary
 from pycls.run import evaluation, setup
 from pycls.runtime.files import make_out_dir
@@ -28,7 +29,7 @@ def test(cfg: CfgNode) -> int:
         dataset = build.match_classes(cfg, dataset, weights.class_names, weights.source, weights.data)
         classes = build.num_classes(cfg, dataset)
         model = build.build_model(last, dataset.channels, build.image_size(cfg, dataset), classes)
-        zoo.load_into(model, weights)
+        load_into(model, weights)
         build.shard_model(cfg, model, ranks)
         model = build.place(cfg, model, device)
         counts = weights.about.get("class_counts")

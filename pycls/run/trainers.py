@@ -20,6 +20,7 @@ from pycls.engine.trainer import Trainer
 from pycls.errors import InputError, RunError
 from pycls.heads.head import Head
 from pycls.models.classifier import Classifier
+from pycls.models.pretrained import load_into
 from pycls.report.reporter import Reporter
 from pycls.report.tensorboard import TensorBoardLogger
 from pycls.run import setup
@@ -33,7 +34,7 @@ def first_model(run: RunContext) -> Classifier:
     """The model as the training begins with it."""
     cfg, model = run.cfg, _new_model(run)
     if cfg.TRAIN.WEIGHTS:
-        zoo.load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True, class_names=run.dataset.class_names,
+        load_into(model, zoo.load(cfg.TRAIN.WEIGHTS), new_head=True, class_names=run.dataset.class_names,
                       data=cfg.TRAIN.DATASET)  # fmt: skip
     build.shard_model(cfg, model, run.ranks)
     return build.place(cfg, model, run.device)

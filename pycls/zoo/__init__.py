@@ -1,7 +1,7 @@
-"""The Model Zoo: published weights, where they are, what they want of an image, and how they get into a model.
+"""The Model Zoo: published weights, where they are, and what they want of an image.
 
 ``entries`` and ``find`` look things up, ``fetch`` brings a file into the cache, ``load`` reads weights by name, URL or file
-name, and ``load_into`` gives them to a model.
+name; ``pycls.models.pretrained`` gives them to a model.
 """
 
 import importlib
@@ -11,11 +11,11 @@ from pycls.zoo.catalogue import Entry, entries, find
 
 if TYPE_CHECKING:
     from pycls.zoo.store import fetch, pins
-    from pycls.zoo.weights import Weights, load, load_into
+    from pycls.zoo.weights import Weights, load
 
-__all__ = ["Entry", "Weights", "entries", "fetch", "find", "load", "load_into", "pins"]
+__all__ = ["Entry", "Weights", "entries", "fetch", "find", "load", "pins"]
 
-_NEED_TORCH = {"fetch": "store", "pins": "store", "Weights": "weights", "load": "weights", "load_into": "weights"}
+_NEED_TORCH = {"fetch": "store", "pins": "store", "Weights": "weights", "load": "weights"}
 
 
 def __getattr__(name: str) -> Any:

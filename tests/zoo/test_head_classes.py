@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pycls import zoo
 from pycls.engine.checkpoint.state_file import load_weights, save_weights
 from pycls.errors import InputError
 from pycls.heads.class_rows import class_tensors
@@ -17,6 +16,7 @@ from pycls.heads.linear import Linear
 from pycls.heads.parts import Auxiliary
 from pycls.models import create_model
 from pycls.models.classifier import Classifier
+from pycls.models.pretrained import load_into
 from pycls.registry import CRITERIA, HEADS
 from pycls.run.convert import main as convert
 from pycls.zoo.weights import Weights
@@ -58,7 +58,7 @@ def test_the_same_classes_in_another_order(name: str, options: dict[str, Any], c
     order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
     own = {key: value.clone() for key, value in new.state_dict().items()}
     with caplog.at_level(logging.INFO, "pycls"):
-        zoo.load_into(new, weights(old), new_head=True, class_names=[OLD[k] for k in order])
+        load_into(new, weights(old), new_head=True, class_names=[OLD[k] for k in order])
     assert "w: head weights kept: the same 7 classes in another order" in caplog.text
     tensors = class_tensors(new.head)
     assert tensors is not None and not tensors.undeclared and new.class_names == [OLD[k] for k in order]
@@ -94,7 +94,7 @@ def test_some_classes_are_known(name: str, caplog: pytest.LogCaptureFixture) -> 
     old, new = classifier(name), classifier(name, 4, seed=1)
     own = {key: value.clone() for key, value in new.head.state_dict().items()}
     with caplog.at_level(logging.INFO, "pycls"):
-        zoo.load_into(new, weights(old), new_head=True, class_names=SHARED)
+        load_into(new, weights(old), new_head=True, class_names=SHARED)
     assert "kept: 2 of its 7 classes by their names; 2 of the 4 now are new, with new weights: new, old" in caplog.text
     tensors = class_tensors(new.head)
     assert tensors is not None
@@ -129,7 +129,7 @@ def test_what_becomes_of_the_head_is_said(
     old, new = classifier("softmax"), classifier("softmax", seed=1)
     expected = (old if kept else new).head.weight.detach().clone()
     with caplog.at_level(logging.INFO, "pycls"):
-        zoo.load_into(new, weights(old, theirs, trained_on), new_head=True, class_names=ours, data=data)
+        load_into(new, weights(old, theirs, trained_on), new_head=True, class_names=ours, data=data)
     assert said in caplog.text and torch.equal(new.head.weight, expected)
     assert torch.equal(new.backbone[0].weight, old.backbone[0].weight)
 
@@ -138,7 +138,7 @@ def test_imagenets_usual_order(caplog: pytest.LogCaptureFixture) -> None:
     """Weights without names are in the order of the WordNet ids; the classes here need not be."""
     old, new = classifier("softmax"), classifier("softmax", seed=1)
     with caplog.at_level(logging.INFO, "pycls"):
-        zoo.load_into(new, weights(old, None, "imagenet"), True, [f"n0000000{k} x" for k in range(6, -1, -1)], "imagenet")
+        load_into(new, weights(old, None, "imagenet"), True, [f"n0000000{k} x" for k in range(6, -1, -1)], "imagenet")
     assert "the same 7 classes in another order" in caplog.text and "taken to be in ImageNet's usual order" in caplog.text
     assert torch.equal(new.head.weight, old.head.weight.flip(0))
 
@@ -151,7 +151,7 @@ def test_imagenets_usual_order(caplog: pytest.LogCaptureFixture) -> None:
 def test_names_that_are_none(names: Any, words: str) -> None:
     for new_head in (True, False):
         with pytest.raises(InputError, match=f"w: its class_names {words}|w: its class_names are {words}"):
-            zoo.load_into(classifier("softmax"), weights(classifier("softmax"), names), new_head, class_names=OLD)
+            load_into(classifier("softmax"), weights(classifier("softmax"), names), new_head, class_names=OLD)
 
 
 class Undeclared(Auxiliary):
@@ -176,8 +176,8 @@ def test_a_part_that_does_not_declare_its_rows(caplog: pytest.LogCaptureFixture)
     old, moved, same = models
     own = moved.head.weight.detach().clone()
     with caplog.at_level(logging.INFO, "pycls"):
-        zoo.load_into(moved, weights(old), new_head=True, class_names=OLD[::-1])
-        zoo.load_into(same, weights(old), new_head=True, class_names=OLD)
+        load_into(moved, weights(old), new_head=True, class_names=OLD[::-1])
+        load_into(same, weights(old), new_head=True, class_names=OLD)
     assert "its part does not declare the rows of auxiliaries.0.table (class_rows)" in caplog.text
     assert torch.equal(moved.head.weight, own) and torch.equal(same.head.weight, old.head.weight)
     assert torch.equal(same.head.auxiliaries[0].table, old.head.auxiliaries[0].table)

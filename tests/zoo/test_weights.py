@@ -20,6 +20,7 @@ from pycls import zoo
 from pycls.engine.checkpoint.state_file import save_weights
 from pycls.errors import InputError, RunError
 from pycls.models import create_model
+from pycls.models.pretrained import load_into
 from pycls.models.weight_names import from_ours, to_ours
 from pycls.run.convert import main as convert
 from pycls.runtime.cache import place_of
@@ -69,7 +70,7 @@ def test_a_checkpoint_says_itself_what_it_was_trained_on(
     about = {"cfg": f"TRAIN:\n  DATASET: {dataset}\n"} if dataset else {}
     file_of(random_model(), tmp_path / "w.pyth", **about)
     assert zoo.load(tmp_path / "w.pyth").colours == colours
-    zoo.load_into(random_model(), zoo.load(tmp_path / "w.pyth"))
+    load_into(random_model(), zoo.load(tmp_path / "w.pyth"))
     assert ("RGB is assumed" in caplog.text) is (colours is None)
 
 
@@ -79,7 +80,7 @@ def test_the_zoos_weights_for_pycls_and_back(published: nn.Module, site: Site, t
     flags = ["--arch", NAME]
     assert convert(["--to", "ours", *flags, NAME, str(tmp_path / "ours.safetensors")]) == 0
     other = random_model(seed=2)
-    zoo.load_into(other, zoo.load(tmp_path / "ours.safetensors"))
+    load_into(other, zoo.load(tmp_path / "ours.safetensors"))
     assert torch.equal(logits(other), logits(published))
     for source in (NAME, str(tmp_path / "ours.safetensors")):
         out = tmp_path / "again.pyth"
@@ -95,7 +96,7 @@ def test_ours_torchvisions_and_pyclss_are_told_apart(tmp_path: Path) -> None:
     save_weights(tmp_path / "ours.safetensors", model.state_dict(), {})
     for name in ("pycls.pth", "torchvision.pth", "ours.safetensors"):
         other = random_model("ResNet-18", seed=3)
-        zoo.load_into(other, zoo.load(tmp_path / name))
+        load_into(other, zoo.load(tmp_path / name))
         assert torch.equal(logits(other), logits(model)), name
 
 
@@ -118,7 +119,7 @@ def test_names_of_the_densenet_files_on_the_web(tmp_path: Path) -> None:
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, tmp_path / "old.pth")
     other = random_model("DenseNet-121", seed=1)
-    zoo.load_into(other, zoo.load(tmp_path / "old.pth"))
+    load_into(other, zoo.load(tmp_path / "old.pth"))
     assert torch.equal(logits(other), logits(model))
 
 
@@ -167,7 +168,7 @@ def test_the_rbf_softmax_repositorys_files(tmp_path: Path, cfg: str | None, new_
     torch.save(state if cfg is None else {"epoch": 1, "model_state": state, "cfg": cfg}, path)
     loaded = create_model(NAME, 7, "rbf_softmax", image_size=SIDE)
     with caplog.at_level(logging.INFO, "pycls"):
-        zoo.load_into(loaded, zoo.load(path), new_head)
+        load_into(loaded, zoo.load(path), new_head)
     assert torch.equal(logits(loaded.eval()), logits(model)) and "head.fc.bias is dropped" in caplog.text
 
 
@@ -176,10 +177,10 @@ def test_a_linear_head_is_no_rbf_softmax(published: nn.Module, tmp_path: Path, c
     for source in (tmp_path / "w.pyth", NAME):
         model = create_model(NAME, 7, "rbf_softmax", image_size=SIDE)
         with pytest.raises(InputError, match=r"it has head\.similarity\.bias"):
-            zoo.load_into(model, zoo.load(source))
+            load_into(model, zoo.load(source))
         before = model.head.similarity.weight.detach().clone()
         with caplog.at_level(logging.INFO, "pycls"):
-            zoo.load_into(model, zoo.load(source), new_head=True)
+            load_into(model, zoo.load(source), new_head=True)
         assert torch.equal(model.head.similarity.weight, before) and "head re-initialised" in caplog.text
         caplog.clear()
 
@@ -187,24 +188,24 @@ def test_a_linear_head_is_no_rbf_softmax(published: nn.Module, tmp_path: Path, c
 def test_where_the_head_must_fit_it_must(published: nn.Module) -> None:
     words = rf"{NAME} holds the weights of another model: 2 .*its head\.similarity\.bias is \[7\], not \[3\]"
     with pytest.raises(InputError, match=words):
-        zoo.load_into(random_model(NAME, 3), zoo.load(NAME))
+        load_into(random_model(NAME, 3), zoo.load(NAME))
 
 
 def test_weights_of_other_nets(tmp_path: Path) -> None:
     path = tmp_path / "w.pyth"
     file_of(random_model(), path)
     with pytest.raises(InputError, match=r"w\.pyth: these weights are for another model, or not in pycls's names: missing s"):
-        zoo.load_into(random_model("RegNetX-400MF"), zoo.load(path), new_head=True)
+        load_into(random_model("RegNetX-400MF"), zoo.load(path), new_head=True)
     with pytest.raises(InputError, match=r"w\.pyth: these weights are for another model"):
-        zoo.load_into(random_model("ResNet-18"), zoo.load(path))
+        load_into(random_model("ResNet-18"), zoo.load(path))
     with pytest.raises(InputError, match=r"w\.pyth holds the weights of another model"):
-        zoo.load_into(create_model("lenet5", 7), zoo.load(path))
+        load_into(create_model("lenet5", 7), zoo.load(path))
     file_of(random_model(), path, cfg="TRAIN: {DATASET: imagenet}")
     with pytest.raises(InputError, match=r"stem\.conv\.weight is \[32, 3, 3, 3\] and should be \[32, 1, 3, 3\]"):
-        zoo.load_into(random_model(in_channels=1), zoo.load(path))
+        load_into(random_model(in_channels=1), zoo.load(path))
     save_weights(tmp_path / "ours", random_model().state_dict(), {})
     with pytest.raises(InputError, match="ours holds the weights of another model"):
-        zoo.load_into(random_model("RegNetX-400MF"), zoo.load(tmp_path / "ours"), new_head=True)
+        load_into(random_model("RegNetX-400MF"), zoo.load(tmp_path / "ours"), new_head=True)
 
 
 def test_numbers_that_the_weights_want(published: nn.Module, publish: Publish, site: Site) -> None:
@@ -212,7 +213,7 @@ def test_numbers_that_the_weights_want(published: nn.Module, publish: Publish, s
     model = create_model(NAME, 7, pretrained=True, image_size=SIDE)
     assert {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.001}
     with pytest.raises(InputError, match=rf"{NAME} was trained with BN\.EPS 0\.001, and the model has 1e-05: set it so"):
-        zoo.load_into(random_model(NAME), zoo.load(NAME))
+        load_into(random_model(NAME), zoo.load(NAME))
 
 
 # --- the cache and its lock file

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from pycls import class_names as names
-from pycls.errors import InputError
 from pycls.heads.class_rows import ClassTensors, class_tensors
+from pycls.zoo.weights import names_in
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +61,6 @@ def head_for_classes(
     if tensors is None:
         return dict(given), _named(class_names) or theirs
     return tensors.moved(own, dict(given), places), _named(class_names) or theirs
-
-
-def names_in(about: object, count: int, source: str) -> list[str] | None:
-    """The names of ``count`` classes that a file tells; None where it tells none. Raises InputError for what are none."""
-    try:
-        return names.checked(about, count)
-    except ValueError as error:
-        raise InputError(f"{source}: {error}") from None
 
 
 def number_of_classes(head: nn.Module) -> int:
