@@ -21,7 +21,7 @@ PACKAGES = {
     "heads": {"errors", "ranges", "registry", "runtime", "heads"},  # runtime compiles its C source
     "data": {"errors", "ranges", "registry", "class_names", "runtime", "data"},
     "engine": {"errors", "runtime", "report", "engine"},
-    "zoo": {"errors", "class_names", "runtime", "engine", "zoo"},
+    "zoo": {"errors", "registry", "class_names", "runtime", "engine", "zoo"},
     "config": {"errors", "ranges", "registry", "config"},
     "build": {"errors", "registry", "class_names", "runtime", "models", "heads", "data", "engine", "config", "build"},
     "run": {"", "errors", "registry", "class_names", "runtime", "report", "models", "heads", "data", "engine", "zoo",

@@ -40,13 +40,14 @@ class GaussianRows(DerivedWeight):
         mean, (by_rows, by_constant, by_determinants), (grad_mean, grad_variance) = inputs[0], grad_outputs, grad_inputs
         assert by_rows is not None and by_constant is not None
         half, (by_half, by_scaled), constant = rows[:, : mean.shape[1]], by_rows.chunk(2, dim=1), by_constant[:, None]
-        if grad_variance is not None:
-            by_precision = torch.addcmul(by_scaled, mean, constant, value=-0.5).mul_(mean).sub_(by_half, alpha=0.5)
-            rest = -0.5 * by_constant if by_determinants is None else by_determinants - 0.5 * by_constant
-            torch.addcmul(rest[:, None], half, by_precision, value=2, out=grad_variance)
+        product = mean * constant  # not by addcmul, which is several times as slow with a column as one of its factors
+        gap = by_scaled - product
         if grad_mean is not None:
-            by_scaled = torch.addcmul(by_scaled, mean, constant, value=-1)
-            torch.addcmul(mean.new_zeros(()), half, by_scaled, value=-2, out=grad_mean)
+            torch.mul(half, gap, out=grad_mean).mul_(-2)
+        if grad_variance is not None:
+            by_precision = gap.add_(product, alpha=0.5).mul_(mean).sub_(by_half, alpha=0.5).mul_(half)
+            rest = -0.5 * by_constant if by_determinants is None else by_determinants - 0.5 * by_constant
+            torch.add(rest[:, None], by_precision, alpha=2, out=grad_variance)
 
 
 @SIMILARITIES.register("gaussian")

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from pycls.heads.cross_entropy import CrossEntropy
 from pycls.heads.head import Head
+from pycls.heads.ops.loss import ClosedForm
 from pycls.heads.ops.spec import TINY, ScoreSpec
 from pycls.heads.parts import Domain, Similarity, Target
 from pycls.registry import HEADS, SIMILARITIES
@@ -38,7 +39,15 @@ class Linear(Similarity):
     def margin_map(self, target: Target) -> tuple[Tensor, float]:
         """|w| |x| cos."""
         assert target.feature_norm is not None and target.squared_norm is not None
-        return target.feature_norm * target.squared_norm.clamp(min=TINY).sqrt(), 0.0
+        product: Tensor = ClosedForm.apply(_norm_product, target.feature_norm, target.squared_norm)
+        return product, 0.0
+
+
+def _norm_product(feature_norm: Tensor, squared_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """|x| |w| of |x| and |w|^2, and its slopes; a zero prototype has none."""
+    norm = squared_norm.clamp(min=TINY).sqrt_()
+    product = feature_norm * norm
+    return product, norm, (product / (2 * squared_norm)).masked_fill_(squared_norm <= TINY, 0.0)
 
 
 @HEADS.register("softmax")

@@ -83,9 +83,13 @@ class MultiAngle(Margin):
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
     def annealed(self, dtype: torch.dtype) -> Tensor | float:
-        """lambda now: 0-dim, or 0 for none."""
+        """lambda now: a number, or 0-dim where to read the counter would wait for a device or break a graph."""
         if self.base == 0:
             return 0.0
+        if self.passes.is_cpu and not torch.compiler.is_compiling():
+            passes = int(self.passes)
+            known = passes * math.log(self.decay) if self.decay else -self.power * math.log1p(self.gamma * passes)
+            return max(self.base * math.exp(known), self.least)
         t = snapshot(self.passes).to(dtype)
         shrunk = t * math.log(self.decay) if self.decay else -self.power * torch.log1p(self.gamma * t)
         return (self.base * shrunk.exp()).clamp(min=self.least)
@@ -93,10 +97,8 @@ class MultiAngle(Margin):
     def value_and_slope(self, value: Tensor, labels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """The blend of cos and psi."""
         (harder, slope), blend = psi(value, self.value), self.annealed(value.dtype)
-        if not isinstance(blend, Tensor):
-            return harder, slope
         share = blend / (1 + blend)
-        return torch.lerp(harder, value, share), torch.lerp(slope, torch.ones_like(slope), share)
+        return torch.lerp(harder, value, share), slope * (1 - share) + share
 
     def advance(self) -> None:
         """One more training pass."""
@@ -119,10 +121,10 @@ def psi(cos: Tensor, m: int) -> tuple[Tensor, Tensor]:
         value, slope = (4 * square - 3).mul_(cos), 12 * square - 3
     else:
         value, slope = (square - 1).mul_(8 * square).add_(1), (32 * square - 16).mul_(cos)
-    # at the ends of the intervals value and slope go on, so that rounding may take either
-    k = cos.clamp(-1, 1).acos_().mul_(m / math.pi).floor_().clamp_(max=m - 1)
-    sign = 1 - 2 * torch.remainder(k, 2)
-    return value.mul_(sign).sub_(k, alpha=2), slope.mul_(sign)
+    # k is the number of ends cos(j pi / m) that the angle has passed; there value and slope go on, so rounding may take either
+    k = torch.bucketize(-cos, cos.new_tensor([-math.cos(j * math.pi / m) for j in range(1, m)]))
+    sign, shift = cos.new_tensor([[(-1.0) ** j for j in range(m)], [-2.0 * j for j in range(m)]])[:, k].unbind(0)
+    return torch.addcmul(shift, value, sign), slope.mul_(sign)
 
 
 @HEADS.register("lsoftmax")

@@ -37,7 +37,7 @@ def chunks(num_classes: int, num_centers: int, x: torch.Tensor, chunk: int) -> l
 
 
 def aligned(classes: int) -> int:
-    """A row's length, at least so many, with which each row of half-precision numbers starts where tensor cores can load it."""
+    """A row's length, at least so many, with which each row of half-precision numbers starts where tensor cores load it."""
     return -(-classes // 16) * 16
 
 

@@ -18,9 +18,7 @@ from pycls.heads.ops.spec import TINY, ScoreSpec
 from pycls.runtime.native import WITH_MEMORY, compiled
 
 SOURCE = Path(__file__).with_name("cpu_kernels.c")
-MOST_CENTERS = 255
-ELEMENTS_A_THREAD = 1 << 13
-"""Fewer numbers than this are not worth another thread."""
+MOST_CENTERS, ELEMENTS_A_THREAD = 255, 1 << 13  # fewer numbers are not worth another thread
 
 
 def for_operands(
@@ -65,7 +63,7 @@ class CpuBackend:
             "normalize": [at, size, size, number, number, at, at, count],
             "inverse_norms": [at, size, size, number, at, count],
             "squares": [at, size, size, number, number, at, at, count],
-            "target_squares": [at, size, at, size, at, count], "target_squares_grad": [at, at, size, at, size, at],
+            "target_squares": [at, size, at, size, at, count], "target_squares_grad": [at, at, size, at, size, at, count],
             "combine": [at, at, size, size, number, at, number, at, at, count, count],
         }  # fmt: skip
         self._call: dict[str, Any] = {}
@@ -108,8 +106,9 @@ class CpuBackend:
 
     def add_target_squares_grad_(self, grad: Tensor, weight: Tensor, target: Tensor, by_square: Tensor) -> None:
         """2 w, sample by sample: a class may be several samples' target."""
-        self._call["target_squares_grad"](grad.data_ptr(), weight.data_ptr(), weight.shape[1], target.data_ptr(), len(target),
-                                          by_square.contiguous().data_ptr())  # fmt: skip
+        samples, width = len(target), weight.shape[1]
+        self._call["target_squares_grad"](grad.data_ptr(), weight.data_ptr(), width, target.data_ptr(), samples,
+                                          by_square.contiguous().data_ptr(), threads_for(samples * width))  # fmt: skip
 
     def forward(
         self, chunk: Chunk, z: Tensor, targets: list[Tensor], offset: Tensor | None, scores: list[Tensor], reduce: bool,

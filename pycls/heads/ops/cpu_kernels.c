@@ -356,14 +356,17 @@ void pycls_target_squares(const float *w, int64_t d, const int64_t *target, int6
 }
 
 /* Adds the gradient by those squares to grad [k, d]; a class may be several samples' target. */
-void pycls_target_squares_grad(float *grad, const float *w, int64_t d, const int64_t *target, int64_t n, const float *by_square)
+void pycls_target_squares_grad(float *grad, const float *w, int64_t d, const int64_t *target, int64_t n, const float *by_square,
+                               int32_t threads)
 {
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t at = (target[i] > 0 ? target[i] : 0) * d;
-        const float b = 2 * by_square[i];
-        float *g = grad + at;
-        const float *v = w + at;
+#pragma omp parallel num_threads(threads) /* each has some columns of all rows */
+    {
+        const int64_t all = omp_get_num_threads(), me = omp_get_thread_num(), from = d * me / all, to = d * (me + 1) / all;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t at = (target[i] > 0 ? target[i] : 0) * d;
+            const float b = 2 * by_square[i];
 #pragma omp simd
-        for (int64_t k = 0; k < d; k++) g[k] += b * v[k];
+            for (int64_t k = from; k < to; k++) grad[at + k] += b * w[at + k];
+        }
     }
 }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pycls.heads.ops.products import sum_type
+from pycls.heads.ops.products import float_products, sum_type
 
 
 class Prototypes(NamedTuple):
@@ -98,7 +98,8 @@ class _Materialized(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, *inputs = ctx.saved_tensors
         grads = [torch.empty_like(v) if needed else None for v, needed in zip(inputs, ctx.needs_input_grad[1:], strict=True)]
-        ctx.kind.backward(inputs, rows, grad_outputs, grads)
+        with float_products(rows):
+            ctx.kind.backward(inputs, rows, grad_outputs, grads)
         return None, *grads
 
 
@@ -106,10 +107,8 @@ class PrototypeChunks:
     """Gives the pass its chunks of prototypes, and collects their gradients.
 
     Args:
-        weight: [K * num_centers, D'], as they are multiplied; None where they are derived.
-        bias: [K], with ``weight``.
-        kind: how they are derived; None where they are not.
-        inputs: from what, [K, ...] each.
+        weight: [K * num_centers, D'], as they are multiplied, with the bias [K]; None where they are derived.
+        kind: how they are derived, from the inputs, [K, ...] each; None where they are not.
         num_centers: prototypes a class.
         dtype: in which they are multiplied.
         needs: whether the gradients by ``weight``, by ``bias`` and by each of ``inputs`` are wanted.

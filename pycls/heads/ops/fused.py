@@ -107,7 +107,10 @@ def class_scores(
             ``others_logsumexp`` is over all classes here.
         products: bfloat16 or float16, to which x and the prototypes are rounded for their products (``products.py``), or None.
     """
-    if squared_norms or torch.compiler.is_compiling():  # a compiled graph has all prototypes at once
+    if isinstance(prototypes, DerivedWeight) and (
+        squared_norms or torch.compiler.is_compiling()  # a compiled graph has all prototypes at once
+        or len(chunks(len(prototypes.inputs[0]), spec.num_centers, x, chunk)) == 1  # else they would be derived twice
+    ):  # fmt: skip
         prototypes = prototypes.materialize()
     if target_norm is not None and spec.kind == "distance":
         products = None  # in half precision it is the products that are normalised, not the features
@@ -293,7 +296,6 @@ def _view(z: Tensor | None, buffer: Tensor | None, low: int, high: int) -> Tenso
 
 
 def _columns(targets: Tensor | None) -> list[Tensor]:
-    """[N, L] as L vectors [N]."""
     return [] if targets is None else [targets.view(-1)] if targets.size(1) == 1 else list(targets.unbind(dim=1))
 
 

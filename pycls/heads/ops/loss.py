@@ -114,11 +114,11 @@ def moved_logit(
     """The targets' logits [N] with their margin, differentiable."""
     if step.margin is None:
         return transformed(score, scale, step.transform)
-    value = (score - shift) / factor
+    value = _added(score, shift, -1) / factor
     moved = step.margin(value, step.labels, step.target)
     if step.strength is not None:
         moved = torch.lerp(value, moved, step.strength)
-    return transformed(factor * moved + shift, scale, step.transform)
+    return transformed(_added(factor * moved, shift, 1), scale, step.transform)
 
 
 class MarginSoftmax(torch.autograd.Function):
@@ -132,12 +132,12 @@ class MarginSoftmax(torch.autograd.Function):
         margin, transform, share = step.margin, step.transform, step.share
         moved = score
         if margin is not None:
-            value = (score - shift) / factor
+            value = _added(score, shift, -1) / factor
             moved_value, slope = margin.value_and_slope(value, step.labels, step.target)
             if step.strength is not None:
                 moved_value = torch.lerp(value, moved_value, step.strength)
                 slope = 1 + step.strength * (slope - 1)
-            moved = factor * moved_value + shift
+            moved = _added(factor * moved_value, shift, 1)
         logit = _logit(moved, scale, transform)
         if total is not None and margin is not None:
             plain = _logit(score, scale, transform)
@@ -178,6 +178,10 @@ class MarginSoftmax(torch.autograd.Function):
         if ctx.sum_factor and by[4] is not None:
             by[4] = by[4].sum()
         return None, None, *by
+
+
+def _added(values: Tensor, shift: Tensor | float, sign: int) -> Tensor:
+    return values if isinstance(shift, float) and shift == 0 else values + sign * shift
 
 
 def _logit(score: Tensor, scale: Tensor | None, transform: LogitTransform) -> Tensor:

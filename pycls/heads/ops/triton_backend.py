@@ -22,14 +22,9 @@ from pycls.heads.ops.spec import TINY, LogitTransform, ScoreSpec
 
 logger = logging.getLogger(__name__)
 
-FORWARD_BLOCK = 1024
-"""Classes that a program of the forward pass looks at together, at the most: eight a thread."""
-
-ROWS, COLUMNS = 16, 128
-"""Samples and classes that a program of the backward pass looks at together: a row is one warp's."""
-
-STEPS, STEPS_FROM = 4, 1 << 21
-"""Times ``ROWS`` samples that it takes from so many logits on, for fewer partial sums; of fewer there would be few programs."""
+FORWARD_BLOCK = 1024  # classes that a program of the forward pass looks at together, at the most: eight a thread
+ROWS, COLUMNS = 16, 128  # samples and classes of a program of the backward pass: a row is one warp's
+STEPS, STEPS_FROM = 4, 1 << 21  # times ROWS samples that it takes from so many logits on, for fewer partial sums
 
 
 def for_operands(
