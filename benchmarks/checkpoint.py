@@ -20,7 +20,7 @@ from pycls.engine.checkpoint.checkpoints import Checkpoints, model_state, optimi
 from pycls.engine.ema import Ema
 from pycls.runtime.memory import keep_freed_memory
 
-GOAL_S = 0.060
+GOAL_S = 0.080
 
 
 def make_state(name: str, device: str) -> tuple[torch.nn.Module, Callable[[], dict[str, Any]]]:
