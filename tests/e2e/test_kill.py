@@ -33,6 +33,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def lifetime(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
     """Seconds that a process takes to its first step, and to its end, on this machine as busy as it is now."""
+    assert finish(start("--help")).code == 0  # the process that others are forked from has started
     folder = tmp_path_factory.mktemp("lifetime") / "run"
     began = time.monotonic()
     process = start(*RUN, "OUT_DIR", folder)
