@@ -57,7 +57,7 @@ def timings(name: str, device: str, folder: Path, repeats: int) -> dict[str, lis
 
     def stop() -> None:
         weights = {f"model/{name}" for name, _ in model.named_parameters()}
-        checkpoints.save(len(found["until it is on the disk"]), state(), best=False, finite=weights)
+        checkpoints.save(len(found["until written to disk"]), state(), best=False, finite=weights)
 
     def save(sync: bool) -> None:
         with (folder / "torch.pt").open("wb") as file:
@@ -67,9 +67,9 @@ def timings(name: str, device: str, folder: Path, repeats: int) -> dict[str, lis
                 os.fsync(file.fileno())
 
     jobs: dict[str, Callable[[], object]] = {
-        "pycls: the loop stands still": stop,
-        "until it is on the disk": checkpoints.wait,
-        "copying alone": copy,
+        "pycls: the training loop is blocked": stop,
+        "until written to disk": checkpoints.wait,
+        "copying the tensors only": copy,
         "torch.save": lambda: save(sync=False),
         "torch.save + fsync": lambda: save(sync=True),
     }

@@ -25,7 +25,7 @@ from pycls.heads.ops.backend import Backend, Chunk, Gradients, Operands, ScoreGr
 from pycls.heads.ops.chunks import aligned, chunks
 from pycls.heads.ops.derived_weight import DerivedWeight, PrototypeChunks, Prototypes
 from pycls.heads.ops.products import float_products, sum_type
-from pycls.heads.ops.spec import TINY, ScoreSpec
+from pycls.heads.ops.spec import ScoreSpec
 
 KEPT_ELEMENTS, KEPT_ELEMENTS_CUDA = 1 << 30, 1 << 28
 """Logits kept for the backward pass at the most on a processor (4 GB) and on CUDA (1 GB). More are recomputed chunk by chunk: a
@@ -115,7 +115,7 @@ def class_scores(
     if target_norm is not None and spec.kind == "distance":
         products = None  # in half precision it is the products that are normalised, not the features
     if targets is None and torch.compiler.is_exporting():
-        return Scores(_exported_logits(x, prototypes.materialize(), spec, scale, target_norm))
+        return Scores(torch_backend.exported_logits(x, prototypes.materialize(), spec, scale, target_norm))
     if isinstance(prototypes, DerivedWeight):
         classes, derived, inputs = len(prototypes.inputs[0]), type(prototypes), prototypes.inputs
         weight = bias = determinants = None
@@ -297,27 +297,3 @@ def _view(z: Tensor | None, buffer: Tensor | None, low: int, high: int) -> Tenso
 
 def _columns(targets: Tensor | None) -> list[Tensor]:
     return [] if targets is None else [targets.view(-1)] if targets.size(1) == 1 else list(targets.unbind(dim=1))
-
-
-def _exported_logits(
-    x: Tensor, prototypes: Prototypes, spec: ScoreSpec, scale: Tensor | None, target_norm: Tensor | float | None
-) -> Tensor:
-    """Logits [N, K] as a graph for any N, for ``torch.export``: neither the chunks nor the storage may depend on N there."""
-    weight, bias, _ = prototypes
-    if target_norm is not None:
-        x = x * (target_norm * _inverse(torch.linalg.vector_norm(x, dim=1, keepdim=True)))
-    u = x @ weight.t()
-    norms = torch.linalg.vector_norm(weight, dim=1)
-    if spec.kind == "cosine":
-        u = u * _inverse(norms)
-    elif spec.kind == "distance":
-        squares = x.square().sum(dim=1, keepdim=True)
-        u = spec.constant - spec.rate * (squares - 2 * u + norms.square())
-    if spec.num_centers > 1:
-        u = u.unflatten(1, (-1, spec.num_centers)).amax(dim=2)
-    u = u if bias is None else u + bias
-    return spec.transform.forward_(u.clone(), scale)
-
-
-def _inverse(norms: Tensor) -> Tensor:
-    return torch.where(norms > TINY**0.5, norms.reciprocal(), 0)

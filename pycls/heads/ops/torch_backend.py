@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pycls.heads.ops.backend import Chunk, Gradients, ScoreGrads, SoftmaxStats
+from pycls.heads.ops.derived_weight import Prototypes
 from pycls.heads.ops.products import HALF, add_product, product, sum_type
-from pycls.heads.ops.spec import TINY
+from pycls.heads.ops.spec import TINY, ScoreSpec
 
 
 class TorchBackend:
@@ -239,3 +240,27 @@ def _spread(values: Tensor, center_index: Tensor, num_centers: int) -> Tensor:
 def _target_rows(weight: Tensor, target: Tensor) -> Tensor:
     """The targets' prototypes [N, D], any one for -1; a copy, in float32 of half precision."""
     return weight.index_select(0, target.clamp(min=0)).to(sum_type(weight))
+
+
+def exported_logits(
+    x: Tensor, prototypes: Prototypes, spec: ScoreSpec, scale: Tensor | None, target_norm: Tensor | float | None
+) -> Tensor:
+    """Logits [N, K] as a graph for any N, for ``torch.export``: neither the chunks nor the storage may depend on N there."""
+    weight, bias, _ = prototypes
+    if target_norm is not None:
+        x = x * (target_norm * _inverse(torch.linalg.vector_norm(x, dim=1, keepdim=True)))
+    u = x @ weight.t()
+    norms = torch.linalg.vector_norm(weight, dim=1)
+    if spec.kind == "cosine":
+        u = u * _inverse(norms)
+    elif spec.kind == "distance":
+        squares = x.square().sum(dim=1, keepdim=True)
+        u = spec.constant - spec.rate * (squares - 2 * u + norms.square())
+    if spec.num_centers > 1:
+        u = u.unflatten(1, (-1, spec.num_centers)).amax(dim=2)
+    u = u if bias is None else u + bias
+    return spec.transform.forward_(u.clone(), scale)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    return torch.where(norms > TINY**0.5, norms.reciprocal(), 0)
