@@ -130,7 +130,8 @@ def test_timms_net_is_ours() -> None:
 @pytest.mark.extra
 def test_checkpoint(main: Callable[..., str]) -> None:
     text = main(checkpoint, "--quick")
-    for row in ("pycls: the training loop is blocked", "until written to disk", "copying the tensors only", "torch.save + fsync"):
+    rows = "pycls: the training loop is blocked", "until written to disk", "copying the tensors only", "torch.save + fsync"
+    for row in rows:
         assert f"\n{row} " in text
     assert "<= 0.08" in text
 
