@@ -1,5 +1,7 @@
 """The linear similarity ``z = w . x + b``, and the plain softmax head on it."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -46,8 +48,8 @@ class Linear(Similarity):
 def _norm_product(feature_norm: Tensor, squared_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """|x| |w| of |x| and |w|^2, and its slopes; a zero prototype has none."""
     norm = squared_norm.clamp(min=TINY).sqrt_()
-    product = feature_norm * norm
-    return product, norm, (product / (2 * squared_norm)).masked_fill_(squared_norm <= TINY, 0.0)
+    divisor = torch.threshold(norm, TINY**0.5, math.inf)
+    return feature_norm * norm, norm, (0.5 * feature_norm).div_(divisor)
 
 
 @HEADS.register("softmax")

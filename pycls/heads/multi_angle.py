@@ -120,10 +120,11 @@ def psi(cos: Tensor, m: int) -> tuple[Tensor, Tensor]:
     elif m == 3:
         value, slope = (4 * square - 3).mul_(cos), 12 * square - 3
     else:
-        value, slope = (square - 1).mul_(8 * square).add_(1), (32 * square - 16).mul_(cos)
+        eight = 8 * square
+        value, slope = (eight - 8).mul_(square).add_(1), (4 * eight - 16).mul_(cos)
     # k is the number of ends cos(j pi / m) that the angle has passed; there value and slope go on, so rounding may take either
     k = torch.bucketize(-cos, cos.new_tensor([-math.cos(j * math.pi / m) for j in range(1, m)]))
-    sign, shift = cos.new_tensor([[(-1.0) ** j for j in range(m)], [-2.0 * j for j in range(m)]])[:, k].unbind(0)
+    sign, shift = cos.new_tensor([[(-1.0) ** j for j in range(m)], [-2.0 * j for j in range(m)]]).index_select(1, k).unbind(0)
     return torch.addcmul(shift, value, sign), slope.mul_(sign)
 
 
